@@ -1,0 +1,152 @@
+"""Analysis and synthesis transforms: image <-> latent, stride 16, convolutions only.
+
+Each transform is the sum of two paths:
+
+- a *linear path*, one 16 x 16 block transform started as an orthonormal DCT over decorrelated colours, which makes an
+  untrained autoencoder as good as a block-transform codec and leaves only the difference to be learned;
+- a *convolutional path* of residual blocks at strides 4, 8 and 16, whose last layer starts at zero.
+
+No normalization, attention or position code looks at the whole image, so a tile with a margin of
+`AutoencoderConfig.margin` positions gives the same result as the whole picture, and any size works.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pqmim.config import AutoencoderConfig
+
+STRIDE = 16
+"""Pixels per side of a position."""
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions beside an identity; starts as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(channels, channels, 3, padding=1)
+        self.project = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        return x + self.project(F.leaky_relu(self.expand(x), 0.1))  # type: ignore[no-any-return]
+
+
+def block_dct_basis(num_channels: int) -> Tensor:
+    """Orthonormal basis of 16 x 16 x 3 blocks: DCT-II over decorrelated colours, most energetic functions first.
+
+    Colours are the grey axis and two axes orthogonal to it. Natural images have power falling with the square of the
+    frequency and far less of it in the colour differences; the order follows that rule of thumb.
+
+    Returns:
+        (num_channels, 768) float32 with orthonormal rows; columns ordered by color, row, column.
+    """
+    n = torch.arange(STRIDE, dtype=torch.float64)
+    dct = torch.cos(math.pi * (n[None, :] + 0.5) * n[:, None] / STRIDE) * math.sqrt(2 / STRIDE)
+    dct[0] /= math.sqrt(2)
+    colors = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colors /= colors.norm(dim=1, keepdim=True)
+    basis = torch.einsum("aC,uy,vx->auvCyx", colors, dct, dct).reshape(3 * STRIDE**2, 3 * STRIDE**2)
+    frequency = (n[:, None] + 0.5) ** 2 + (n[None, :] + 0.5) ** 2
+    cost = torch.stack([frequency, 8 * frequency, 8 * frequency]).flatten()  # 8: colour energy is about 1/8 of grey
+    return basis[cost.argsort(stable=True)[:num_channels]].float()
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """(B, 3, 16 h, 16 w) -> (B, h, w, 768), each block flattened as color, row, column."""
+    batch, _, height, width = x.shape
+    grid = x.reshape(batch, 3, height // STRIDE, STRIDE, width // STRIDE, STRIDE)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // STRIDE, width // STRIDE, -1)
+
+
+def _unblocks(blocks: Tensor) -> Tensor:
+    """Inverse of `_blocks`."""
+    batch, h, w, _ = blocks.shape
+    grid = blocks.reshape(batch, h, w, 3, STRIDE, STRIDE).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(batch, 3, h * STRIDE, w * STRIDE)
+
+
+class Analysis(nn.Module):
+    """Image -> latent."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        c4, c8, c16 = config.channels
+        n4, n8, n16 = config.blocks
+        self.linear = nn.Parameter(block_dct_basis(config.latent_channels))
+        self.linear_gain = 255 / config.latent_unit
+        self.convolutional = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, c4, 3, padding=1),
+            *[ResidualBlock(c4) for _ in range(n4)],
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * c4, c8, 1),
+            *[ResidualBlock(c8) for _ in range(n8)],
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * c8, c16, 1),
+            *[ResidualBlock(c16) for _ in range(n16)],
+        )
+        self.head = nn.Conv2d(c16, config.latent_channels, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform a batch of images.
+
+        Args:
+            x: (B, 3, H, W) float32 in [0, 1], H and W multiples of 16.
+
+        Returns:
+            (B, D, H / 16, W / 16) float32; one unit is the quantization step of the finest rate trained for.
+        """
+        x = x - 0.5
+        learned = self.head(self.convolutional(x))
+        with torch.autocast(x.device.type, enabled=False):  # few operations, but they carry the means: full precision
+            linear = _blocks(x) @ (self.linear_gain * self.linear).t()
+        return linear.permute(0, 3, 1, 2) + learned.float()
+
+
+class Synthesis(nn.Module):
+    """Quantized latent -> reconstruction."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        c4, c8, c16 = config.channels
+        n4, n8, n16 = config.blocks
+        self.linear = nn.Parameter(block_dct_basis(config.latent_channels).t().contiguous())
+        self.linear_gain = config.latent_unit / 255
+        self.convolutional = nn.Sequential(
+            nn.Conv2d(config.latent_channels, c16, 1),
+            *[ResidualBlock(c16) for _ in range(n16)],
+            nn.Conv2d(c16, 4 * c8, 1),
+            nn.PixelShuffle(2),
+            *[ResidualBlock(c8) for _ in range(n8)],
+            nn.Conv2d(c8, 4 * c4, 1),
+            nn.PixelShuffle(2),
+            *[ResidualBlock(c4) for _ in range(n4)],
+        )
+        self.head = nn.Conv2d(c4, 48, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Reconstruct a batch of images.
+
+        Args:
+            z: (B, D, h, w) float32, quantized latent.
+
+        Returns:
+            (B, 3, 16 h, 16 w) float32, nominally in [0, 1]; not clamped.
+        """
+        # The latent's scale (tens of units) would swamp the first layer; a fixed factor keeps its inputs near one.
+        learned = F.pixel_shuffle(self.head(self.convolutional(0.1 * z)), 4)
+        with torch.autocast(z.device.type, enabled=False):
+            linear = _unblocks(z.permute(0, 2, 3, 1) @ (self.linear_gain * self.linear).t())
+        return linear + learned.float() + 0.5

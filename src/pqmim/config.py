@@ -1,0 +1,218 @@
+"""Frozen settings of the models, the data and the training runs; read from YAML with `a.b=c` overrides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pqmim.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all settings: immutable, unknown names refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AutoencoderConfig(Config):
+    """Analysis and synthesis transforms."""
+
+    latent_channels: int = 256
+    """D, channels of the latent."""
+    channels: tuple[int, int, int] = (64, 128, 192)
+    """Width of the convolutional path at strides 4, 8 and 16."""
+    blocks: tuple[int, int, int] = (1, 1, 2)
+    """Residual blocks at strides 4, 8 and 16."""
+    latent_unit: float = 20.0
+    """Grey levels (of 255) of an orthonormal basis function that make one unit of the latent."""
+
+    @property
+    def margin(self) -> int:
+        """Positions beyond which no input of either transform matters to an output: two 3 x 3 convolutions a block, and
+        one more at stride 4."""
+        n4, n8, n16 = self.blocks
+        return math.ceil(2 * n16 + 2 * n8 / 2 + (2 * n4 + 1) / 4 + 1)
+
+
+class QuantizerConfig(Config):
+    """Product quantizer."""
+
+    num_subquantizers: int = Field(32, ge=1)
+    """M."""
+    num_codewords: int = Field(256, ge=2, le=4096)
+    """K, codewords per sub-quantizer."""
+    min_channel_rate: float = 0.002
+    """Channels that cost fewer bits per position than this are dropped and decoded as their mean."""
+
+
+class TokenizerConfig(Config):
+    """The tokenizer: transforms and quantizer."""
+
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+
+
+class EntropyModelConfig(Config):
+    """The masked transformer."""
+
+    width: int = 192
+    """Channels of the residual stream; a multiple of `head_width`."""
+    num_layers: int = Field(5, ge=1)
+    head_width: int = 32
+    """Channels of an attention head."""
+    mlp_ratio: int = 3
+    """Hidden channels of the feed-forward part, in widths."""
+    window: int = 8
+    """Side of the attention windows, positions; every other layer is shifted by half."""
+    token_rank: int = 24
+    """Inner dimension between a head output and the factors of the codewords."""
+    num_groups: int = Field(2, ge=1)
+    """Groups of sub-quantizers in the schedule; crossed with the five quincunx steps."""
+
+
+class QualityRange(Config):
+    """What quality 0 and 100 mean; between them the logarithm of w is linear in quality."""
+
+    w_at_0: float = Field(30.0, gt=0)
+    """Squared latent units per bit at quality 0."""
+    w_at_100: float = Field(0.3, gt=0)
+
+    def w(self, quality: float) -> float:
+        """Squared latent units per bit at a quality in [0, 100].
+
+        Raises:
+            ValueError: quality is outside.
+        """
+        if not 0 <= quality <= 100:
+            raise ValueError(f"quality must be 0 to 100, not {quality:g}")
+        return float(self.w_at_0 * (self.w_at_100 / self.w_at_0) ** (quality / 100))
+
+
+class DataConfig(Config):
+    """Training photos."""
+
+    path: Path
+    """Folder of images, tar shard, or folder of tar shards."""
+    cache: Path | None = None
+    """Folder that keeps the decoded pixels for the next start; null decodes anew."""
+    crop: int = Field(256, ge=32, multiple_of=16)
+    """Side of the square crops, pixels."""
+    min_scale: float = Field(0.5, gt=0, le=1)
+    """Photos are scaled down by a random factor in [min_scale, 1], so that crops look like larger photographs."""
+    validation_photos: int = Field(64, ge=1)
+    """Photos held out, evenly spread over the list and never trained on; models are chosen on them."""
+
+
+class StageConfig(Config):
+    """One training loop."""
+
+    steps: int = Field(10_000, ge=0)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    final_learning_rate: float = Field(0.02, ge=0, le=1)
+    """Share of the learning rate left at the end of the cosine."""
+    clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    log_every: int = Field(50, ge=1)
+    validate_every: int = Field(1000, ge=1)
+
+
+class RunConfig(Config):
+    """What every training run needs."""
+
+    output: Path
+    """Folder of the run: checkpoint, log.csv, TensorBoard events, sample pictures, weights."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    bf16: bool = True
+    """bfloat16 autocast in the transforms."""
+    checkpoint_minutes: float = Field(3.0, gt=0)
+    max_minutes: float | None = None
+    """Write a checkpoint and stop after this long; `--resume auto` goes on. null = no limit."""
+
+
+class RateRange(Config):
+    """Range of the trade-off, on the scale lambda * 255^2 * MSE + bpp used by learned codecs."""
+
+    lambda_min: float = Field(0.0004, gt=0)
+    lambda_max: float = Field(0.018, gt=0)
+
+
+class CodebookConfig(Config):
+    """Entropy-constrained Lloyd iterations on the latents of the first stage."""
+
+    crops: int = 1500
+    """Crops whose latents the codebooks are fitted to."""
+    iterations: int = 12
+    w: float = 0.2
+    """Squared latent units per bit while fitting: the finest trade-off that the codebooks serve well."""
+
+
+class TokenizerTraining(Config):
+    """`pqmim train tokenizer`: transforms, then codebooks, then fine-tuning through the quantizer."""
+
+    model: TokenizerConfig = TokenizerConfig()
+    data: DataConfig
+    run: RunConfig
+    rate: RateRange = RateRange()
+    transform: StageConfig = StageConfig()
+    codebooks: CodebookConfig = CodebookConfig()
+    finetune: StageConfig = StageConfig(steps=4000, learning_rate=3e-4)
+    nested_share: float = Field(0.2, ge=0, le=1)
+    """Share of the fine-tuning samples that keep only a random number of leading sub-quantizers."""
+
+
+class EntropyTraining(Config):
+    """`pqmim train entropy`: the masked transformer on the tokens of a trained tokenizer."""
+
+    name: str = "custom"
+    """Name the finished model carries."""
+    description: str = ""
+    """One line shown by `pqmim models`."""
+    tokenizer: Path
+    """`tokenizer.safetensors` of a tokenizer run."""
+    model: EntropyModelConfig = EntropyModelConfig()
+    data: DataConfig
+    run: RunConfig
+    stage: StageConfig = StageConfig(batch_size=16)
+    rate: RateRange = RateRange()
+    """Trade-offs drawn for the training tokens; as the tokenizer was trained."""
+    quality: QualityRange = QualityRange()
+    quantize_after: float = Field(0.7, ge=0, le=1)
+    """Share of the steps in float; the rest simulates the integer arithmetic of `exact_inference`."""
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def load_config(kind: type[ConfigType], path: Path, overrides: Sequence[str] = ()) -> ConfigType:
+    """Read a recipe.
+
+    Args:
+        kind: which settings it must hold.
+        path: YAML file.
+        overrides: `a.b=c` strings, later ones win; values are YAML.
+
+    Raises:
+        ConfigError: no such file, not YAML, unknown or ill-typed setting; the message names the setting.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        return kind.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {setting}: {first['msg'][0].lower()}{first['msg'][1:]}") from error

@@ -1,0 +1,146 @@
+"""The entropy model: a masked transformer over the token grid, trainable form.
+
+Given any pattern of known tokens it predicts the probabilities of all others, so one network serves every step of the
+schedule and also fills in what was not sent (masked image modelling as in arXiv:2212.07372). This is the float form for
+training; with `simulate=True` it rounds as the exact form does (`exact_inference`), which alone codes files.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pqmim.config import EntropyModelConfig
+from pqmim.layers import (
+    ACTIVATION_UNIT,
+    INT8_MAX,
+    LOGIT_UNIT,
+    RESIDUAL_UNIT,
+    QuantizableLinear,
+    TransformerLayer,
+    WindowPartition,
+    fake_quantize,
+    normalize,
+    quantize_weight,
+    round_through,
+)
+from pqmim.quantizer import ProductQuantizer
+from pqmim.schedule import Schedule
+
+VALUE_DEVIATIONS = 4.0
+"""Codeword values enter the network in int8 over this many standard deviations of their channel."""
+
+
+class EntropyModel(nn.Module):
+    """Masked transformer: known tokens -> logits of the unknown ones.
+
+    A known token enters as the values of its codeword, which lets codewords that are near each other share what is
+    learned; its logits are inner products of a head output with one factor per codeword.
+
+    Args:
+        config: sizes.
+        num_subquantizers, num_codewords, num_kept: M, K and D' of the tokenizer.
+
+    Attributes:
+        token_values: (K, D') float32, codeword values on the activation grid, a constant of the tokenizer.
+        schedule: the steps that files are coded in.
+    """
+
+    token_values: Tensor
+
+    def __init__(
+        self, config: EntropyModelConfig, num_subquantizers: int, num_codewords: int, num_kept: int, runs: list[slice]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.runs = runs
+        self.schedule = Schedule(num_subquantizers, min(config.num_groups, num_subquantizers))
+        self.num_subquantizers, self.num_codewords = num_subquantizers, num_codewords
+        self.register_buffer("token_values", torch.zeros(num_codewords, num_kept))
+        self.embed = QuantizableLinear(num_kept + num_subquantizers, config.width)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config.width, config.head_width, config.mlp_ratio, config.window)
+            for _ in range(config.num_layers)
+        )
+        self.head = QuantizableLinear(config.width, num_subquantizers * config.token_rank)
+        self.token_factors = nn.Parameter(torch.zeros(num_subquantizers, num_codewords, config.token_rank))
+        self.token_bias = nn.Parameter(torch.zeros(num_subquantizers, num_codewords))
+
+    @classmethod
+    def for_quantizer(cls, config: EntropyModelConfig, quantizer: ProductQuantizer) -> EntropyModel:
+        """Untrained model for a trained product quantizer; predicts the static prior."""
+        num_kept = len(quantizer.order)
+        model = cls(config, quantizer.num_subquantizers, quantizer.num_codewords, num_kept, quantizer.runs())
+        with torch.no_grad():
+            usage = quantizer.prior_logits.softmax(2).mean(0)  # over the trade-offs
+            model.token_bias.copy_(usage.log())
+            model.token_factors.normal_(std=0.1)
+            for m, run in enumerate(quantizer.runs()):
+                codewords = quantizer.codebook[:, run]
+                centered = codewords - quantizer.default[quantizer.order[run]]
+                deviation = (usage[m] @ centered.square()).sqrt().clamp_min(1e-6)
+                grid = (centered / deviation * (INT8_MAX / VALUE_DEVIATIONS)).round().clamp(-INT8_MAX, INT8_MAX)
+                model.token_values[:, run] = grid * ACTIVATION_UNIT
+                # Inner products with value and squared value make a Gaussian over the codewords: start there.
+                value = (centered / deviation).clamp(-4, 4)[:, : config.token_rank // 2]
+                count = value.shape[1]
+                model.token_factors[m, :, :count] = value
+                model.token_factors[m, :, count : 2 * count] = (value.square() - 1).clamp(-4, 4)
+            nn.init.zeros_(model.head.bias)
+            model.head.weight.mul_(0.1)
+        return model
+
+    def features(self, tokens: Tensor, known: Tensor) -> Tensor:
+        """Input of the network.
+
+        Args:
+            tokens: (B, M, h, w) int64; ignored where unknown.
+            known: (B, M, h, w) bool.
+
+        Returns:
+            (B, h, w, D' + M) float32: codeword values (0 if unknown), then one known-flag per sub-quantizer.
+        """
+        parts = [
+            self.token_values[:, run][tokens[:, m]] * known[:, m, :, :, None] for m, run in enumerate(self.runs)
+        ]
+        return torch.cat([*parts, known.permute(0, 2, 3, 1).float()], dim=-1)
+
+    def hidden(self, features: Tensor, *, simulate: bool = False) -> Tensor:
+        """Features (B, h, w, D' + M) -> (B, h, w, C) float32 on the activation grid, ready for `logits`."""
+        height, width = features.shape[1:3]
+        partitions = [
+            WindowPartition(height, width, self.config.window, shifted, features.device) for shifted in (False, True)
+        ]
+        h = self.embed(features, simulate).float()
+        for index, layer in enumerate(self.layers):
+            h = layer(h, partitions[index % 2], simulate)
+            if simulate:
+                h = round_through(h * (1 / RESIDUAL_UNIT)) * RESIDUAL_UNIT
+        return normalize(h, simulate=simulate)
+
+    def logits(self, hidden: Tensor, first: int, last: int, *, simulate: bool = False) -> Tensor:
+        """Logits of sub-quantizers `first` to `last` at some positions.
+
+        Args:
+            hidden: (n, C) rows of `hidden`.
+
+        Returns:
+            (n, last - first, K) float32, nats, unnormalized.
+        """
+        rank = self.config.token_rank
+        rows = slice(first * rank, last * rank)
+        factors = self.token_factors[first:last]  # (m, K, R)
+        if simulate:
+            integers, unit = quantize_weight(self.head.weight[rows])
+            head = hidden @ integers.t() * unit[:, 0] + self.head.bias[rows]
+            factor_integers, factor_unit = quantize_weight(factors.flatten(1))
+            factors = factor_integers.view_as(factors)
+        else:
+            head = hidden @ self.head.weight[rows].t() + self.head.bias[rows]
+        head = fake_quantize(head.float(), ACTIVATION_UNIT, simulate=simulate)
+        head = head.view(-1, last - first, rank).transpose(0, 1)  # (m, n, R)
+        products = torch.bmm(head, factors.transpose(1, 2)).float()
+        logits = (products * factor_unit[:, :, None] if simulate else products) + self.token_bias[first:last, None]
+        if simulate:
+            logits = round_through(logits * (1 / LOGIT_UNIT)) * LOGIT_UNIT
+        return logits.transpose(0, 1)

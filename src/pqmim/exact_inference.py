@@ -1,0 +1,389 @@
+"""The entropy model in exact arithmetic: known tokens -> range-coder frequencies, the same integers on every machine.
+
+A file decodes only if the decoder computes the very frequencies that the encoder used. Floating-point networks do not
+promise that: the order of a sum, a fused multiply-add or a library's `exp` changes the last bit. Here every value between
+tokens and frequencies is an integer, and only four kinds of operation occur, each with one possible result:
+
+1. *Integer matrix products.* Operands are integers of magnitude <= 127, inner dimensions <= `MAX_INNER`, so every partial
+   sum is below 2^24 and exact in int32, float32 and float64 alike, in any order of summation, fused or not. Products of
+   attention weights (<= 127) and values (<= 127) over at most 1,040 keys are covered by the same bound.
+2. *Integer sums.* Sums of squares of the residual stream (<= 2^40 each) run in float64 and stay below 2^53: exact in any
+   order. Sums of attention weights and of exponentials (<= 2^15 each) stay below 2^24 or run in float64.
+3. *Table look-ups*: GELU and the two exponentials. The tables are integers stored with the weights, not recomputed.
+4. *Single IEEE 754 operations*, one multiplication, division or square root of exactly represented operands, correctly
+   rounded by the standard on every machine and followed by `round` (half to even), `floor` or `clamp`. Each is a
+   kernel of its own: nothing is fused or reduced. `torch.addmm`, `addcmul`, `rsqrt`, `exp` and `softmax` do not occur.
+
+Where floats carry integers they carry integers below 2^24 (float32) or 2^53 (float64).
+
+The products (1) run through one of three kernels that give the same integers: "int8" (`torch._int_mm`; CPU and CUDA),
+"float32" and "float64" (the oracle). TF32 would be harmless, since 8-bit operands fit it and sums are kept in float32.
+`PQMIM_KERNEL` overrides the choice. docs/exactness.md has the argument at length.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pqmim.config import EntropyModelConfig
+from pqmim.entropy_model import EntropyModel
+from pqmim.errors import ConfigError, ModelError
+from pqmim.layers import (
+    ACTIVATION_UNIT,
+    ATTENTION_ONE,
+    INT8_MAX,
+    LOGIT_UNIT,
+    NORM_EPSILON,
+    RESIDUAL_MAX,
+    RESIDUAL_UNIT,
+    SCORE_UNIT,
+    QuantizableLinear,
+    WindowPartition,
+    quantize_weight,
+    relative_index,
+    shift_channels,
+)
+from pqmim.range_coding import PRECISION
+from pqmim.schedule import Schedule, Step, positions_of
+
+MAX_INNER = 1040
+"""Largest inner dimension of a product: 1040 * 127^2 < 2^24."""
+KERNELS = ("int8", "float32", "float64")
+EXPONENTIAL_ONE = 1 << 15
+"""Table value of the most probable token."""
+
+
+def default_kernel(device: torch.device) -> str:
+    """The fastest kernel of a device; `PQMIM_KERNEL` overrides.
+
+    Raises:
+        ConfigError: `PQMIM_KERNEL` names no kernel.
+    """
+    chosen = os.environ.get("PQMIM_KERNEL")
+    if chosen is None:
+        return "int8" if device.type in ("cpu", "cuda") else "float32"
+    if chosen not in KERNELS:
+        raise ConfigError(f"PQMIM_KERNEL must be one of {', '.join(KERNELS)}, not {chosen!r}")
+    return chosen
+
+
+class IntegerMatrix:
+    """Right operand of integer products, packed for a kernel.
+
+    Args:
+        weight: (n, k) int8 in [-127, 127], k <= MAX_INNER.
+    """
+
+    def __init__(self, weight: Tensor, kernel: str) -> None:
+        if weight.shape[1] > MAX_INNER:
+            raise ModelError(f"inner dimension {weight.shape[1]} is above {MAX_INNER}: sums would not be exact")
+        self.kernel = kernel
+        self.num_outputs = weight.shape[0]
+        if kernel == "int8":
+            # CUDA wants both dimensions in multiples of 8; zeros change no sum.
+            self.weight = F.pad(weight, (0, -weight.shape[1] % 8, 0, -weight.shape[0] % 8)).t().contiguous()
+        else:
+            self.weight = weight.t().to(torch.float32 if kernel == "float32" else torch.float64).contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(m, k) int8 -> (m, n) float32 that carries the exact integer product."""
+        if self.kernel != "int8":
+            return (x.to(self.weight.dtype) @ self.weight).float()
+        rows = x.shape[0]
+        short = max(0, 17 - rows) if x.is_cuda else 0  # CUDA wants more than 16 rows
+        x = F.pad(x, (0, self.weight.shape[0] - x.shape[1], 0, short))
+        return torch._int_mm(x, self.weight)[:rows, : self.num_outputs].float()
+
+
+def _requantize(x: Tensor, scale: Tensor | float) -> Tensor:
+    """Integers in float32 -> int8: one multiplication, round, clamp. Overwrites `x`."""
+    return x.mul_(scale).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
+
+
+@dataclass
+class ExactLinear:
+    """Integer product, integer bias, then one multiplication to the unit of what follows."""
+
+    matrix: IntegerMatrix
+    bias: Tensor
+    """(n,) float32, integers in units of the product."""
+    scale: Tensor
+    """(n,) float32: from the product's unit to the output's."""
+
+    def accumulate(self, x: Tensor) -> Tensor:
+        """(m, k) int8 -> (m, n) float32 integers, before the scale."""
+        return self.matrix(x).add_(self.bias)
+
+    def to_int8(self, x: Tensor) -> Tensor:
+        """(m, k) int8 -> (m, n) int8 on the activation grid."""
+        return _requantize(self.accumulate(x), self.scale)
+
+    def add_to(self, h: Tensor, x: Tensor) -> None:
+        """Add the output for (m, k) int8 to the residual stream h, (m, n) float32 integers, in place."""
+        h.add_(self.accumulate(x).mul_(self.scale).round_()).clamp_(-RESIDUAL_MAX, RESIDUAL_MAX)
+
+
+@dataclass
+class ExactLayer:
+    """One transformer layer."""
+
+    query_key_value: ExactLinear
+    attention_project: ExactLinear
+    position_bias: Tensor
+    """(heads, window^2, window^2) float32, integers in SCORE_UNIT."""
+    expand: ExactLinear
+    project: ExactLinear
+
+
+class ExactState:
+    """What the schedule lets one keep between steps: the embedding sums of the tokens known so far.
+
+    Attributes:
+        height, width: of the token grid.
+        embedded: (h * w, C) float32, integer products of the known tokens' features with the embedding.
+    """
+
+    def __init__(self, height: int, width: int, embedded: Tensor) -> None:
+        self.height, self.width = height, width
+        self.embedded = embedded
+
+
+class ExactEntropyModel:
+    """The entropy network in exact arithmetic.
+
+    Args:
+        config: sizes of the trainable model.
+        tensors: from `export`, on any device.
+        runs: columns of each sub-quantizer.
+        kernel: one of KERNELS; None = `default_kernel`.
+
+    Raises:
+        ModelError: a tensor is missing or has the wrong shape or type.
+    """
+
+    def __init__(
+        self,
+        config: EntropyModelConfig,
+        tensors: dict[str, Tensor],
+        runs: list[slice],
+        *,
+        device: torch.device,
+        kernel: str | None = None,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.kernel = kernel or default_kernel(device)
+        self.runs = runs
+        self._tensors = tensors
+        self.num_subquantizers = len(runs)
+        self.num_codewords = tensors["token_values"].shape[0]
+        self.schedule = Schedule(self.num_subquantizers, min(config.num_groups, self.num_subquantizers))
+        self.token_values = self._get("token_values", torch.int8)
+        self.embed_weight = self._get("embed.weight", torch.int8)
+        self.embed_bias = self._get("embed.bias", torch.int32).float()
+        self.embed_scale = self._get("embed.scale", torch.float32)
+        self.gelu_table = self._get("gelu_table", torch.int8)
+        self.score_table = self._get("score_table", torch.int32).float()
+        self.logit_table = self._get("logit_table", torch.int32).float()
+        self.token_bias = self._get("token_bias", torch.int32).float()
+        self.factor_scale = self._get("token_factors.scale", torch.float32)
+        self.factors = self._get("token_factors.weight", torch.int8).float()
+        pairs = relative_index(config.window).to(device)
+        self.layers = []
+        for index in range(config.num_layers):
+            prefix = f"layers.{index}."
+            bias = self._get(prefix + "attention.position_bias", torch.int32).float()
+            self.layers.append(
+                ExactLayer(
+                    query_key_value=self._linear(prefix + "attention.query_key_value"),
+                    attention_project=self._linear(prefix + "attention.project"),
+                    position_bias=bias[pairs].permute(2, 0, 1).contiguous(),
+                    expand=self._linear(prefix + "feed_forward.expand"),
+                    project=self._linear(prefix + "feed_forward.project"),
+                )
+            )
+        rank = config.token_rank
+        self.heads = []
+        for group in range(self.schedule.num_groups):
+            first, last = self.schedule.group_bounds(group)
+            self.heads.append(self._linear("head", slice(first * rank, last * rank)))
+
+    def _get(self, name: str, dtype: torch.dtype) -> Tensor:
+        tensor = self._tensors.get(name)
+        if tensor is None or tensor.dtype != dtype:
+            raise ModelError(f"weights lack {name} as {str(dtype).removeprefix('torch.')}")
+        return tensor.to(self.device)
+
+    def _linear(self, name: str, rows: slice = slice(None)) -> ExactLinear:
+        return ExactLinear(
+            IntegerMatrix(self._get(name + ".weight", torch.int8)[rows], self.kernel),
+            self._get(name + ".bias", torch.int32)[rows].float(),
+            self._get(name + ".scale", torch.float32)[rows],
+        )
+
+    def start(self, height: int, width: int) -> ExactState:
+        """State of a grid of which nothing is known."""
+        embedded = self.embed_bias.repeat(height * width, 1)
+        return ExactState(height, width, embedded)
+
+    def reveal(self, state: ExactState, positions: Tensor, first: int, last: int, tokens: Tensor) -> None:
+        """Make tokens known.
+
+        Args:
+            positions: (n,) int64 into the flattened grid.
+            first, last: sub-quantizers.
+            tokens: (n, last - first) int64 in [0, K).
+        """
+        columns = slice(self.runs[first].start, self.runs[last - 1].stop)
+        values = [self.token_values[:, self.runs[m]][tokens[:, m - first]] for m in range(first, last)]
+        num_kept = self.token_values.shape[1]
+        flags = self.embed_weight[:, num_kept + first : num_kept + last].float().sum(1) * round(1 / ACTIVATION_UNIT)
+        weight = IntegerMatrix(self.embed_weight[:, columns], self.kernel)
+        state.embedded[positions] += weight(torch.cat(values, dim=1)).add_(flags)
+
+    def hidden(self, state: ExactState, positions: Tensor) -> Tensor:
+        """Run the network.
+
+        Args:
+            positions: (n,) int64, where the output is wanted.
+
+        Returns:
+            (n, C) int8 on the activation grid, input of the heads.
+        """
+        height, width = state.height, state.width
+        partitions = [WindowPartition(height, width, self.config.window, s, self.device) for s in (False, True)]
+        h = (state.embedded * self.embed_scale).round_().clamp_(-RESIDUAL_MAX, RESIDUAL_MAX)
+        for index, layer in enumerate(self.layers):
+            partition = partitions[index % 2]
+            is_last = index == len(self.layers) - 1
+            x = shift_channels(_normalize(h).view(1, height, width, -1)).view(height * width, -1)
+            mixed = self._attend(layer, layer.query_key_value.to_int8(x), partition)
+            if is_last:  # nothing after this layer looks at other positions
+                h, mixed = h[positions], mixed[positions]
+            layer.attention_project.add_to(h, mixed)
+            hidden = layer.expand.to_int8(_normalize(h))
+            index_of = hidden.view(-1).to(torch.int32) + INT8_MAX
+            hidden = torch.index_select(self.gelu_table, 0, index_of).view_as(hidden)
+            layer.project.add_to(h, hidden)
+        return _normalize(h)
+
+    def _attend(self, layer: ExactLayer, qkv: Tensor, partition: WindowPartition) -> Tensor:
+        """Window attention: (h * w, 3 C) int8 -> (h * w, C) int8."""
+        width, head_width = self.config.width, self.config.head_width
+        heads = width // head_width
+        dtype = torch.float64 if self.kernel == "float64" else torch.float32
+        windows = partition.split(qkv.view(1, partition.height, partition.width, -1))
+        n, t, _ = windows.shape
+        q, k, v = windows.view(n, t, 3, heads, head_width).permute(2, 0, 3, 1, 4).to(dtype)
+        scores = (q @ k.transpose(-1, -2)).float()  # (n, heads, T, T) integers
+        scores.mul_(ACTIVATION_UNIT**2 * head_width**-0.5 / SCORE_UNIT).round_().add_(layer.position_bias)
+        scores.masked_fill_(~partition.is_inside[:, None, None, :], -(1 << 20))
+        below = (scores.amax(-1, keepdim=True) - scores).clamp_(max=len(self.score_table) - 1)
+        weights = torch.index_select(self.score_table, 0, below.view(-1).to(torch.int32)).view_as(scores)
+        mixed = (weights.to(dtype) @ v).float()  # |sum| <= T * 127^2 < 2^24
+        mixed = mixed.div_(weights.sum(-1, keepdim=True)).round_().to(torch.int8)
+        mixed = partition.join(mixed.transpose(1, 2).reshape(n, t, width))
+        return mixed.reshape(-1, width)
+
+    def frequencies(self, hidden: Tensor, group: int) -> Tensor:
+        """Range-coder frequencies of a group of sub-quantizers.
+
+        Args:
+            hidden: (n, C) int8 from `hidden`.
+
+        Returns:
+            (n, m, K) int32, each row >= 1 and summing to 2^16.
+        """
+        first, last = self.schedule.group_bounds(group)
+        rank, count = self.config.token_rank, last - first
+        head = self.heads[group].to_int8(hidden).view(-1, count, rank).transpose(0, 1)  # (m, n, R)
+        dtype = torch.float64 if self.kernel == "float64" else torch.float32
+        products = torch.bmm(head.to(dtype), self.factors[first:last].transpose(1, 2).to(dtype)).float()
+        logits = products.mul_(self.factor_scale[first:last, None, None]).round_().add_(self.token_bias[first:last, None])
+        return frequencies_of_logits(logits, self.logit_table).transpose(0, 1)
+
+    def positions(self, state: ExactState, step: Step) -> Tensor:
+        """Positions of a step: (n,) int64 into the flattened grid, raster order; n may be 0."""
+        return torch.from_numpy(positions_of(step.quincunx, state.height, state.width)).to(self.device)
+
+
+def _normalize(h: Tensor) -> Tensor:
+    """Root-mean-square normalization: (n, C) float32 integers -> (n, C) int8 on the activation grid."""
+    sum_of_squares = h.double().square().sum(-1, keepdim=True) + NORM_EPSILON  # exact: below C * 2^40 < 2^53
+    gain = (math.sqrt(h.shape[-1]) / ACTIVATION_UNIT) / sum_of_squares.sqrt()
+    return _requantize(h.clone(), gain.float())
+
+
+def frequencies_of_logits(logits: Tensor, table: Tensor) -> Tensor:
+    """Integer logits -> frequencies: the one place where probabilities become integers.
+
+    Args:
+        logits: (..., K) float32 integers in LOGIT_UNIT.
+        table: (n,) float32 integers, exponential of minus its index in LOGIT_UNIT, decreasing from 2^15 to 0.
+
+    Returns:
+        (..., K) int32 >= 1 summing to 2^16. The most probable token (the first of equals) takes what rounding leaves.
+    """
+    num_codewords = logits.shape[-1]
+    best, index_of_best = logits.max(-1, keepdim=True)  # documented: the first of equals
+    below = (best - logits).clamp_(max=len(table) - 1)
+    mass = torch.index_select(table, 0, below.view(-1).to(torch.int32)).view_as(logits)
+    total = mass.sum(-1, keepdim=True, dtype=torch.float64)
+    share = (float((1 << PRECISION) - num_codewords) / total).float()
+    frequencies = mass.mul_(share).floor_().add_(1)
+    rest = float(1 << PRECISION) - frequencies.sum(-1, keepdim=True)  # sums of integers below 2^24
+    return frequencies.scatter_add_(-1, index_of_best, rest).to(torch.int32)
+
+
+def export(model: EntropyModel) -> dict[str, Tensor]:
+    """Trainable model -> the integers of its exact form.
+
+    Returns:
+        Tensors by name for `ExactEntropyModel`: int8 weights, int32 biases and tables, float32 scales.
+    """
+    tensors: dict[str, Tensor] = {}
+    unit = ACTIVATION_UNIT
+
+    def add_linear(name: str, layer: QuantizableLinear, output_unit: float) -> None:
+        integers, row_unit = quantize_weight(layer.weight.detach().float())
+        product_unit = row_unit[:, 0] * unit
+        tensors[name + ".weight"] = integers.to(torch.int8)
+        room = (1 << 24) - 1 - layer.in_features * INT8_MAX**2  # sum and bias together stay below 2^24
+        bias = (layer.bias.detach().float() / product_unit).round().clamp(-room, room)
+        tensors[name + ".bias"] = bias.to(torch.int32)
+        tensors[name + ".scale"] = product_unit / output_unit
+
+    with torch.no_grad():
+        tensors["token_values"] = (model.token_values / unit).round().to(torch.int8)
+        add_linear("embed", model.embed, RESIDUAL_UNIT)
+        for index, layer in enumerate(model.layers):
+            prefix = f"layers.{index}."
+            attention, feed_forward = layer.attention, layer.feed_forward
+            add_linear(prefix + "attention.query_key_value", attention.query_key_value, unit)
+            add_linear(prefix + "attention.project", attention.project, RESIDUAL_UNIT)
+            bias = (attention.position_bias / SCORE_UNIT).round().clamp(-(1 << 15), 1 << 15)
+            tensors[prefix + "attention.position_bias"] = bias.to(torch.int32)
+            add_linear(prefix + "feed_forward.expand", feed_forward.expand, unit)
+            add_linear(prefix + "feed_forward.project", feed_forward.project, RESIDUAL_UNIT)
+        add_linear("head", model.head, unit)
+        factors, factor_unit = quantize_weight(model.token_factors.float().flatten(1))
+        tensors["token_factors.weight"] = factors.view_as(model.token_factors).to(torch.int8)
+        tensors["token_factors.scale"] = factor_unit[:, 0] * unit / LOGIT_UNIT
+        tensors["token_bias"] = (model.token_bias / LOGIT_UNIT).round().clamp(-(1 << 20), 1 << 20).to(torch.int32)
+        codes = torch.arange(-INT8_MAX, INT8_MAX + 1, dtype=torch.float64)
+        tensors["gelu_table"] = (F.gelu(codes * unit) / unit).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
+        tensors["score_table"] = _exponential_table(ATTENTION_ONE, SCORE_UNIT)
+        tensors["logit_table"] = _exponential_table(EXPONENTIAL_ONE, LOGIT_UNIT)
+    return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def _exponential_table(one: int, unit: float) -> Tensor:
+    """round(one * exp(-i * unit)) for i = 0, 1, ... down to the first zero, int32."""
+    length = math.ceil(math.log(2 * one) / unit) + 1
+    return (one * torch.exp(-torch.arange(length, dtype=torch.float64) * unit)).round().to(torch.int32)

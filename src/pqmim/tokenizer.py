@@ -1,0 +1,44 @@
+"""The tokenizer: image <-> token grid (a VQ-VAE with a product quantizer, the PQ-VAE of arXiv:2212.07372)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pqmim.autoencoder import Analysis, Synthesis
+from pqmim.config import TokenizerConfig
+from pqmim.quantizer import ProductQuantizer
+
+
+class Tokenizer(nn.Module):
+    """Analysis transform, product quantizer, synthesis transform.
+
+    Args:
+        config: sizes.
+        num_kept: D', latent channels that the quantizer codes; known once the codebooks are fitted.
+    """
+
+    def __init__(self, config: TokenizerConfig, num_kept: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.autoencoder.latent_channels
+        self.analysis = Analysis(config.autoencoder)
+        self.synthesis = Synthesis(config.autoencoder)
+        self.quantizer = ProductQuantizer(
+            channels, num_kept or channels, config.quantizer.num_subquantizers, config.quantizer.num_codewords
+        )
+
+    def encode(self, x: Tensor, w: Tensor | float) -> Tensor:
+        """Images -> tokens under the static prior.
+
+        Args:
+            x: (B, 3, H, W) float32 in [0, 1], sides multiples of 16.
+            w: squared latent units per bit, one number or one per sample.
+
+        Returns:
+            (B, M, H / 16, W / 16) int64.
+        """
+        return self.quantizer.assign(self.analysis(x), w)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, M, h, w) -> reconstruction (B, 3, 16 h, 16 w) float32, not clamped."""
+        return self.synthesis(self.quantizer.dequantize(tokens))  # type: ignore[no-any-return]

@@ -1,0 +1,216 @@
+"""Train the masked transformer on the tokens of a frozen tokenizer; write the finished model.
+
+Tokens are made on the fly from random crops at random trade-offs. Most batches hide what one step of the schedule hides;
+the others hide random positions of random sub-quantizers, so that the network can also fill arbitrary gaps. The loss is
+the mean code length of hidden tokens, plain cross-entropy.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pqmim.checkpoints import MODEL_FILE, load_tokenizer, save_model
+from pqmim.config import EntropyTraining
+from pqmim.data import CropSampler, load_photos, split_photos, validation_crops
+from pqmim.entropy_model import EntropyModel
+from pqmim.quantizer import LOG2
+from pqmim.schedule import NUM_QUINCUNX_STEPS, quincunx_steps
+from pqmim.tokenizer import Tokenizer
+from pqmim.train_tokenizer import w_of_lambda
+from pqmim.training_run import TrainingRun, fit
+
+RANDOM_MASK_SHARE = 0.15
+"""Share of the batches that hide random tokens instead of a step of the schedule."""
+FLOAT_MODEL = "entropy_model_float.pt"
+"""Trainable weights, kept beside the model file for the ablation of exact against float arithmetic."""
+
+
+def schedule_masks(num_steps_known: Tensor, quincunx: Tensor) -> tuple[Tensor, Tensor]:
+    """What is known before, and coded in, a quincunx step.
+
+    Args:
+        num_steps_known: (B,) int64, the step that is being coded.
+        quincunx: (h, w) int64, step of every position.
+
+    Returns:
+        known (B, h, w) bool, coded (B, h, w) bool.
+    """
+    step = num_steps_known[:, None, None]
+    return quincunx < step, quincunx == step
+
+
+def draw_masks(
+    model: EntropyModel, count: int, quincunx: Tensor, generator_device: torch.device
+) -> tuple[Tensor, Tensor, int]:
+    """Draw what a batch knows and what it must predict.
+
+    Returns:
+        known (B, M, h, w) bool; predicted positions (B, h, w) bool; the group of sub-quantizers predicted there.
+    """
+    group = int(torch.randint(model.schedule.num_groups, ()))
+    first, last = model.schedule.group_bounds(group)
+    if torch.rand(()) < RANDOM_MASK_SHARE:
+        chance = torch.rand(count, 1, 1, device=generator_device)
+        here = torch.rand(count, *quincunx.shape, device=generator_device) < chance
+        predicted = ~here & (torch.rand(count, *quincunx.shape, device=generator_device) < 0.5)
+        before = torch.rand(count, *quincunx.shape, device=generator_device) < chance.sqrt()
+        after = here & (torch.rand(count, 1, 1, device=generator_device) < 0.3)
+    else:
+        step = torch.randint(NUM_QUINCUNX_STEPS, (count,), device=generator_device)
+        here, predicted = schedule_masks(step, quincunx)
+        before, after = torch.ones_like(here), torch.zeros_like(here)
+    m = model.num_subquantizers
+    known = torch.cat(
+        [
+            before[:, None].expand(-1, first, -1, -1),
+            here[:, None].expand(-1, last - first, -1, -1),
+            after[:, None].expand(-1, m - last, -1, -1),
+        ],
+        dim=1,
+    )
+    return known, predicted, group
+
+
+def code_length(
+    model: EntropyModel, tokens: Tensor, known: Tensor, predicted: Tensor, group: int, *, simulate: bool
+) -> Tensor:
+    """Bits of each predicted token.
+
+    Args:
+        tokens: (B, M, h, w) int64.
+        known: (B, M, h, w) bool.
+        predicted: (B, h, w) bool.
+
+    Returns:
+        (n * m,) float32 for the n predicted positions and the m sub-quantizers of the group.
+    """
+    first, last = model.schedule.group_bounds(group)
+    hidden = model.hidden(model.features(tokens, known), simulate=simulate)[predicted]
+    logits = model.logits(hidden, first, last, simulate=simulate)
+    targets = tokens[:, first:last].permute(0, 2, 3, 1)[predicted]
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") / LOG2
+
+
+@torch.no_grad()
+def validate_entropy_model(
+    model: EntropyModel, tokenizer: Tokenizer, token_sets: dict[float, Tensor], pixels: int, *, simulate: bool
+) -> dict[str, float]:
+    """Estimated bpp over the whole schedule, and the bits saved against static frequencies.
+
+    Args:
+        token_sets: w -> tokens (n, M, h, w) of the validation crops.
+        pixels: number of pixels of a crop.
+    """
+    row: dict[str, float] = {}
+    for w, tokens in token_sets.items():
+        quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
+        bits = 0.0
+        for batch in tokens.split(16):
+            for group in range(model.schedule.num_groups):
+                first, last = model.schedule.group_bounds(group)
+                for step in range(NUM_QUINCUNX_STEPS):
+                    here, predicted = schedule_masks(torch.full((len(batch),), step, device=batch.device), quincunx)
+                    known = torch.zeros_like(batch, dtype=torch.bool)
+                    known[:, :first] = True
+                    known[:, first:last] = here[:, None]
+                    bits += float(code_length(model, batch, known, predicted, group, simulate=simulate).sum())
+        static = float(tokenizer.quantizer.prior_bits(w)[0].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
+        row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
+        row[f"saved_vs_static@{w:.3g}"] = 1 - bits / static
+    return row
+
+
+def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
+    """Train and export; returns the path of `model.safetensors` in the run folder.
+
+    Args:
+        config: recipe.
+        resume: None, "auto" or a checkpoint path (`TrainingRun.open`).
+
+    Raises:
+        ConfigError, OutputError, ModelError: unusable data, folder, checkpoint or tokenizer.
+        TimeIsUp: `run.max_minutes` is over before the end.
+    """
+    run = TrainingRun.open(config.run, resume)
+    tokenizer, tokenizer_facts = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer.to(run.device)
+    photos = load_photos(config.data.path, min_side=config.data.crop, cache=config.data.cache)
+    training_photos, validation_photos = split_photos(photos, config.data.validation_photos)
+    sampler = CropSampler(
+        training_photos,
+        crop=config.data.crop,
+        min_scale=config.data.min_scale,
+        seed=config.run.seed,
+        device=run.device,
+    )
+    held_out = validation_crops(validation_photos, config.data.crop, run.device)
+    unit = tokenizer.config.autoencoder.latent_unit
+    w_range = [float(w_of_lambda(lam, unit)) for lam in (config.rate.lambda_max, config.rate.lambda_min)]
+
+    @torch.no_grad()
+    def tokens_of(x: Tensor, w: Tensor | float) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            return tokenizer.encode(x, w)
+
+    validation_ws = (w_range[0], math.sqrt(w_range[0] * w_range[1]), w_range[1])
+    token_sets = {w: torch.cat([tokens_of(x, w) for x in held_out.split(8)]) for w in validation_ws}
+    torch.manual_seed(config.run.seed)
+    model = EntropyModel.for_quantizer(config.model, tokenizer.quantizer).to(run.device)
+    stage = config.stage
+    quincunx = torch.from_numpy(quincunx_steps(*token_sets[w_range[0]].shape[2:])).to(run.device)
+    first_simulated = int(config.quantize_after * stage.steps)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        x = sampler.batch(3_000_000_000 + step, stage.batch_size)
+        low, high = math.log(w_range[0]), math.log(w_range[1])
+        w = torch.exp(low + (high - low) * torch.rand(len(x), device=x.device))
+        tokens = tokens_of(x, w)
+        known, predicted, group = draw_masks(model, len(x), quincunx, run.device)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            bits = code_length(model, tokens, known, predicted, group, simulate=step >= first_simulated)
+        # Groups take turns; a token of a crowded group counts as much as one of a sparse group.
+        return {"loss": bits.mean()}
+
+    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, EntropyModel)
+        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            return validate_entropy_model(
+                averaged, tokenizer, token_sets, config.data.crop**2, simulate=step > first_simulated
+            )
+
+    if not run.is_done("entropy"):
+        groups = [
+            {"params": [p for n, p in model.named_parameters() if not n.startswith("token_")]},
+            {"params": [model.token_factors, model.token_bias], "lr": 3.0},  # sparse gradients
+        ]
+        fit(
+            run,
+            "entropy",
+            stage,
+            model,
+            groups,
+            losses=losses,
+            validate=validate,
+            crops_per_step=stage.batch_size,
+        )
+    else:
+        assert run.resumed is not None
+        model.load_state_dict(run.resumed["module"])
+    numbers = validate_entropy_model(model, tokenizer, token_sets, config.data.crop**2, simulate=True)
+    facts = {
+        "description": config.description,
+        "tokenizer": tokenizer_facts,
+        "recipe": config.model_dump(mode="json", exclude={"run", "tokenizer"}),
+        "data_hash": photos.manifest_hash,
+        "photos": len(photos),
+        "validation": {k: round(v, 4) for k, v in numbers.items()},
+    }
+    torch.save(model.state_dict(), config.run.output / FLOAT_MODEL)
+    path = config.run.output / MODEL_FILE
+    save_model(path, config.name, tokenizer, model, config.quality, facts)
+    return path

@@ -1,0 +1,311 @@
+"""Train the tokenizer for rate and distortion together, in three stages (docs/training.md).
+
+1. *transform*: no codebooks. The latent is rounded with a step drawn per sample, a factorized density gives its rate.
+2. *codebooks*: channels are ordered by rate and cut into runs, codebooks fitted by entropy-constrained Lloyd iterations.
+3. *finetune*: through the quantizer at the real assignment, with the trade-off and the number of sub-quantizers kept
+   drawn per sample, so that one model serves all rates and any prefix of the sub-quantizers makes a picture.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pqmim.checkpoints import save_tokenizer
+from pqmim.config import TokenizerTraining
+from pqmim.data import CropSampler, load_photos, split_photos, validation_crops
+from pqmim.losses import mean_psnr, mean_squared_error, straight_through
+from pqmim.quantizer import (
+    LOG2,
+    NUM_PRIORS,
+    FactorizedDensity,
+    ProductQuantizer,
+    fit_codebook,
+    fit_priors,
+    order_channels,
+)
+from pqmim.tokenizer import Tokenizer
+from pqmim.training_run import TrainingRun, fit
+
+DEAD_ZONE = 0.1
+"""Rounding offset of the first stage, in steps: values up to 0.6 steps become zero, as a rate-aware choice would do."""
+VALIDATION_STEPS = (2.0, 4.0, 8.0)
+"""Quantization steps (latent units) at which the first stage is validated."""
+
+
+def w_of_lambda(lam: Tensor | float, latent_unit: float) -> Tensor | float:
+    """Squared latent units per bit that belong to lambda (on the scale lambda * 255^2 * MSE + bpp).
+
+    A squared latent error e at one position adds e * unit^2 / (3 * 256) to the MSE (grey levels squared) of its 256
+    pixels, so lambda * MSE + bpp = const * (e + w * bits) with this w.
+    """
+    return 3.0 / (latent_unit**2 * lam)
+
+
+def step_of_lambda(lam: float, latent_unit: float) -> float:
+    """Quantization step (latent units) whose slope at high resolution is lambda's: uniform noise of step^2 / 12 halves
+    by half a bit, so w = (ln 2 / 6) step^2."""
+    return math.sqrt(6 / LOG2 * float(w_of_lambda(lam, latent_unit)))
+
+
+class TransformStage(nn.Module):
+    """What the first stage trains: the transforms and the density of the latent."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.analysis = tokenizer.analysis
+        self.synthesis = tokenizer.synthesis
+        self.density = FactorizedDensity(tokenizer.config.autoencoder.latent_channels)
+
+    def forward(self, x: Tensor, step: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W), quantization steps (B, 1, 1, 1) -> bpp (B,), MSE in grey levels squared (B,)."""
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+            z = self.analysis(x)
+        rounded = z.sign() * torch.floor((z / step).abs() + 0.5 - DEAD_ZONE) * step
+        # Rate from additive noise, distortion from rounding (Minnen and Singh 2020, arXiv:2007.08739, section 3.4).
+        rate_latent = z + (torch.rand_like(z) - 0.5) * step if self.training else rounded
+        bpp = self.density.bits(rate_latent, step).sum((1, 2, 3)) / (x.shape[2] * x.shape[3])
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+            x_hat = self.synthesis(straight_through(rounded, z))
+        return bpp, mean_squared_error(x_hat, x)
+
+
+def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Path:
+    """Run all stages; returns the path of `tokenizer.safetensors` in the run folder.
+
+    Args:
+        config: recipe.
+        resume: None, "auto" or a checkpoint path (`TrainingRun.open`).
+
+    Raises:
+        ConfigError, OutputError: unusable data, folder or checkpoint.
+        TimeIsUp: `run.max_minutes` is over before the end.
+    """
+    run = TrainingRun.open(config.run, resume)
+    photos = load_photos(config.data.path, min_side=config.data.crop, cache=config.data.cache)
+    training_photos, validation_photos = split_photos(photos, config.data.validation_photos)
+    sampler = CropSampler(
+        training_photos,
+        crop=config.data.crop,
+        min_scale=config.data.min_scale,
+        seed=config.run.seed,
+        device=run.device,
+    )
+    held_out = validation_crops(validation_photos, config.data.crop, run.device)
+    torch.manual_seed(config.run.seed)
+    tokenizer = Tokenizer(config.model).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    transform = TransformStage(tokenizer).to(run.device)
+    if not run.is_done("transform"):
+        train_transform(run, config, transform, sampler, held_out)
+    elif "codebooks" not in run.resumed["done"]:  # type: ignore[index]
+        transform.load_state_dict(run.resumed["module"])  # type: ignore[index]
+
+    if run.is_done("codebooks"):
+        tokenizer = restore_tokenizer(config, run.resumed["module"]).to(run.device)  # type: ignore[index]
+    else:
+        tokenizer.quantizer = fit_codebooks(config, transform, sampler, run)
+        run.save("codebooks", ["transform", "codebooks"], 0, module=tokenizer.state_dict())
+    if not run.is_done("finetune"):
+        finetune(run, config, tokenizer, sampler, held_out)
+    facts = {
+        "recipe": config.model_dump(mode="json", exclude={"run"}),
+        "data_hash": photos.manifest_hash,
+        "photos": len(photos),
+        "validation": {k: round(v, 4) for k, v in validate_tokenizer(tokenizer, held_out, config).items()},
+    }
+    path = config.run.output / "tokenizer.safetensors"
+    save_tokenizer(path, tokenizer, facts)
+    return path
+
+
+def train_transform(
+    run: TrainingRun, config: TokenizerTraining, transform: TransformStage, sampler: CropSampler, held_out: Tensor
+) -> None:
+    """First stage: transforms and density, quantization step drawn per sample over the range of rates."""
+    stage, rate, unit = config.transform, config.rate, config.model.autoencoder.latent_unit
+    log_range = math.log(rate.lambda_max / rate.lambda_min)
+    finest = step_of_lambda(rate.lambda_max, unit)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        transform.train()
+        x = sampler.batch(step, stage.batch_size)
+        coarseness = torch.exp(0.5 * log_range * torch.rand(len(x), device=x.device))  # step / finest step
+        bpp, mse = transform(x, finest * coarseness[:, None, None, None], config.run.bf16)
+        cost = rate.lambda_max / coarseness**2 * mse + bpp
+        # Costs fall about as 1 / step: this weight gives every rate a like say.
+        return {"loss": (cost * coarseness).mean(), "bpp": bpp.mean(), "mse": mse.mean()}
+
+    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for quantization_step in VALIDATION_STEPS:
+            rates, errors = [], []
+            for x in held_out.split(8):
+                bpp, mse = averaged(x, torch.full((len(x), 1, 1, 1), quantization_step, device=x.device), config.run.bf16)
+                rates.append(bpp)
+                errors.append(mse)
+            row[f"bpp@{quantization_step:g}"] = float(torch.cat(rates).mean())
+            row[f"psnr@{quantization_step:g}"] = mean_psnr(torch.cat(errors))
+        return row
+
+    linear = [transform.analysis.linear, transform.synthesis.linear]
+    density = list(transform.density.parameters())
+    rest = [p for p in transform.parameters() if all(p is not q for q in (*linear, *density))]
+    groups = [
+        {"params": rest},
+        {"params": linear, "lr": 0.1},  # entries of 1/16 that start right must not be shaken
+        {"params": density, "lr": 20.0},  # few parameters that have to follow the latent's scale
+    ]
+    fit(
+        run,
+        "transform",
+        stage,
+        transform,
+        groups,
+        losses=losses,
+        validate=validate,
+        crops_per_step=stage.batch_size,
+    )
+
+
+@torch.no_grad()
+def fit_codebooks(
+    config: TokenizerTraining, transform: TransformStage, sampler: CropSampler, run: TrainingRun
+) -> ProductQuantizer:
+    """Second stage: order the channels, cut them into runs, fit a codebook to each."""
+    settings, sizes = config.codebooks, config.model.quantizer
+    transform.eval()
+    finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
+    latents, bits = [], []
+    for batch in range(-(-settings.crops // 8)):
+        x = sampler.batch(1_000_000_000 + batch, 8)  # crops that the first stage did not draw
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            z = transform.analysis(x)
+        step = torch.full((len(x), 1, 1, 1), finest, device=x.device)
+        bits.append(transform.density.bits((z / finest).round() * finest, step).mean((0, 2, 3)))
+        latents.append(z.permute(0, 2, 3, 1).flatten(0, 2).cpu())
+    values = torch.cat(latents)
+    mean_bits = torch.stack(bits).mean(0).cpu()
+    order, boundaries = order_channels(mean_bits, sizes.num_subquantizers, sizes.min_channel_rate)
+
+    quantizer = ProductQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
+    quantizer.order.copy_(order)
+    quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
+    quantizer.default.copy_(values.mean(0))
+    generator = torch.Generator().manual_seed(config.run.seed)
+    for m, columns in enumerate(quantizer.runs()):
+        codewords, probabilities = fit_codebook(
+            values[:, order[columns]], sizes.num_codewords, settings.w, settings.iterations, generator
+        )
+        quantizer.codebook[:, columns] = codewords
+        quantizer.prior_logits[0, m] = probabilities.log()
+        entropy = float(-(probabilities * probabilities.log2()).sum())
+        run.log("codebooks", m, {"dimensions": columns.stop - columns.start, "bits": entropy, "perplexity": 2**entropy})
+    coarsest = float(w_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit))
+    quantizer.prior_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), NUM_PRIORS))
+    fit_priors(quantizer, values[:: max(1, len(values) // 25_000)].t()[None, :, :, None], settings.iterations // 3)
+    return quantizer.to(run.device)
+
+
+def restore_tokenizer(config: TokenizerTraining, state: dict[str, Tensor]) -> Tokenizer:
+    """Tokenizer from a checkpoint written after the second stage."""
+    tokenizer = Tokenizer(config.model, num_kept=len(state["quantizer.order"]))
+    tokenizer.load_state_dict(state)
+    return tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def draw_lambda(config: TokenizerTraining, count: int, device: torch.device) -> Tensor:
+    """(count,) trade-offs, log-uniform over the range of rates."""
+    low, high = config.rate.lambda_min, config.rate.lambda_max
+    return torch.exp(math.log(low) + math.log(high / low) * torch.rand(count, device=device))
+
+
+def finetune(
+    run: TrainingRun, config: TokenizerTraining, tokenizer: Tokenizer, sampler: CropSampler, held_out: Tensor
+) -> None:
+    """Third stage: the synthesis learns what the quantizer really sends; analysis and codewords stay.
+
+    Freezing them keeps the tokens, so that the entropy model can be trained beside this stage.
+    """
+    stage, unit = config.finetune, config.model.autoencoder.latent_unit
+    num_subquantizers = config.model.quantizer.num_subquantizers
+
+    def losses(step: int) -> dict[str, Tensor]:
+        x = sampler.batch(2_000_000_000 + step, stage.batch_size)
+        lam = draw_lambda(config, len(x), x.device)
+        with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            tokens = tokenizer.encode(x, w_of_lambda(lam, unit))
+        kept = torch.randint(1, num_subquantizers, (len(x), 1), device=x.device)
+        kept[torch.rand(len(x), 1, device=x.device) >= config.nested_share] = num_subquantizers
+        known = (torch.arange(num_subquantizers, device=x.device) < kept)[:, :, None, None]
+        z_q = tokenizer.quantizer.dequantize(tokens, known)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            x_hat = tokenizer.synthesis(z_q)
+        mse = mean_squared_error(x_hat, x)
+        # lambda * sqrt(lambda_max / lambda), the weight of the first stage; truncated samples count as much as coarse
+        # ones, else their large errors would rule.
+        weight = torch.where(kept[:, 0] < num_subquantizers, config.rate.lambda_min, lam)
+        return {"loss": (weight * (config.rate.lambda_max / weight).sqrt() * mse).mean(), "mse": mse.mean()}
+
+    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, Tokenizer)
+        save_sample_pictures(run.config.output / "samples", averaged, held_out[:4], step, unit, config)
+        return validate_tokenizer(averaged, held_out, config)
+
+    groups = [{"params": [p for n, p in tokenizer.synthesis.named_parameters() if n != "linear"]}]
+    groups.append({"params": [tokenizer.synthesis.linear], "lr": 0.1})
+    fit(
+        run,
+        "finetune",
+        stage,
+        tokenizer,
+        groups,
+        losses=losses,
+        validate=validate,
+        done=["transform", "codebooks"],
+        crops_per_step=stage.batch_size,
+    )
+
+
+@torch.no_grad()
+def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, config: TokenizerTraining) -> dict[str, float]:
+    """bpp under the static prior and PSNR at three trade-offs, and what the codebooks are used for."""
+    low, high = config.rate.lambda_min, config.rate.lambda_max
+    row: dict[str, float] = {}
+    for lam in (low, math.sqrt(low * high), high):
+        w = float(w_of_lambda(lam, config.model.autoencoder.latent_unit))
+        prior = tokenizer.quantizer.prior_bits(w)[0]
+        rates, errors, used = [], [], torch.zeros_like(prior)
+        for x in held_out.split(8):
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+                tokens = tokenizer.encode(x, w)
+                x_hat = tokenizer.decode(tokens)
+            flat = tokens.transpose(0, 1).flatten(1)  # (M, n)
+            rates.append(float(prior.gather(1, flat).sum()) / (len(x) * x.shape[2] * x.shape[3]))
+            used.scatter_add_(1, flat, torch.ones_like(flat, dtype=used.dtype))
+            errors.append(mean_squared_error(x_hat.clamp(0, 1), x))
+        share = used / used.sum(1, keepdim=True)
+        perplexity = torch.exp2(-(share * share.clamp_min(1e-12).log2()).sum(1))
+        row[f"bpp@{lam:.4g}"] = float(np.mean(rates))
+        row[f"psnr@{lam:.4g}"] = mean_psnr(torch.cat(errors))
+        row[f"perplexity@{lam:.4g}"] = float(perplexity.mean())
+        row[f"usage@{lam:.4g}"] = float((used > 0).float().mean())
+    return row
+
+
+@torch.no_grad()
+def save_sample_pictures(
+    folder: Path, tokenizer: Tokenizer, x: Tensor, step: int, unit: float, config: TokenizerTraining
+) -> None:
+    """Write a sheet, originals above reconstructions at the geometric mean of the trade-offs."""
+    lam = math.sqrt(config.rate.lambda_min * config.rate.lambda_max)
+    x_hat = tokenizer.decode(tokenizer.encode(x, w_of_lambda(lam, unit))).clamp(0, 1)
+    rows = [torch.cat(list(batch), dim=2) for batch in (x, x_hat)]
+    sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(sheet).save(folder / f"step{step:06d}.png")

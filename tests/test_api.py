@@ -1,0 +1,86 @@
+"""The public names of the package, and the two functions that most people need."""
+
+import inspect
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pqmim
+import pqmim.errors
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    y, x = np.mgrid[0:20, 0:37]
+    return Image.fromarray(np.stack([6 * x, 9 * y, 3 * x + 4 * y], axis=-1).astype(np.uint8))
+
+
+def test_all_is_sorted_and_complete() -> None:
+    assert pqmim.__all__ == sorted(pqmim.__all__)
+    errors = {name for name, value in vars(pqmim.errors).items() if inspect.isclass(value)}
+    others = {"Codec", "__version__", "decode", "encode", "load_codec"}
+    assert set(pqmim.__all__) == errors | others
+    for name in pqmim.__all__:
+        assert getattr(pqmim, name) is not None
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = pqmim.no_such_name
+
+
+def test_importing_pqmim_does_not_import_torch() -> None:
+    code = "import sys, pqmim; pqmim.encode; assert not {'torch', 'numpy', 'PIL'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_package_is_typed() -> None:
+    assert (Path(pqmim.__file__).parent / "py.typed").exists()
+
+
+def test_encode_takes_images_of_all_kinds(photo: Image.Image, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    data = pqmim.encode(photo, model=tiny_model, device="cpu")
+    for same in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), np.array(photo)):
+        assert pqmim.encode(same, model=tiny_model, device="cpu") == data
+
+
+def test_decode_returns_a_pillow_image(photo: Image.Image, tiny_model: Path) -> None:
+    data = pqmim.encode(photo, quality=80, model=tiny_model)
+    image = pqmim.decode(data, model=tiny_model)
+    assert isinstance(image, Image.Image)
+    assert (image.mode, image.size) == ("RGB", photo.size)
+    photo.putalpha(128)
+    with_alpha = pqmim.decode(pqmim.encode(photo, model=tiny_model), model=tiny_model)
+    assert with_alpha.mode == "RGBA"
+    assert set(with_alpha.getchannel("A").tobytes()) == {128}
+
+
+def test_codec(photo: Image.Image, tiny_model: Path) -> None:
+    codec = pqmim.load_codec(tiny_model, device="cpu")
+    assert isinstance(codec, pqmim.Codec)
+    data = codec.encode(photo, quality=33.3)
+    assert data == pqmim.encode(photo, quality=33.3, model=tiny_model, device="cpu")
+    tokens = codec.decode_tokens(data)
+    assert tokens.shape == (3, 2, 3)
+    np.testing.assert_array_equal(tokens, codec.encode_tokens(photo, quality=33.3))
+
+
+def test_decode_wants_a_shipped_model_or_a_named_one(photo: Image.Image, tiny_model: Path) -> None:
+    data = pqmim.encode(photo, model=tiny_model)
+    with pytest.raises(pqmim.ModelMismatchError):
+        pqmim.decode(data)
+    with pytest.raises(pqmim.ModelError):
+        pqmim.decode(data, model="no-such-model")
+
+
+@pytest.mark.parametrize("quality", [-1, 100.5, float("nan")])
+def test_quality_has_a_range(photo: Image.Image, tiny_model: Path, quality: float) -> None:
+    with pytest.raises(ValueError, match="quality"):
+        pqmim.encode(photo, quality=quality, model=tiny_model)

@@ -1,0 +1,487 @@
+"""The command line, from the outside: files, streams, reports and exit codes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from pqmim import batch
+from pqmim._version import __version__
+from pqmim.bitstream import parse
+from pqmim.cli import app
+from pqmim.errors import OutputError
+
+RESULT_LINE = re.compile(r"\S+\.pqm  [\d,]+ B  \d+\.\d{3} bpp  \d+\.\d{2} s")
+ONE_LINE_ERROR = re.compile(r"pqmim: [^\n]+\n")
+
+Pqmim = Callable[..., Result]
+
+
+@pytest.fixture
+def pqmim(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pqmim:
+    """Runs a command in an empty folder; commands that code use the tiny model unless they say otherwise."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str, *arguments: str, stdin: bytes | None = None, has_model: bool = True) -> Result:
+        model = (
+            ["--model", str(tiny_model)] if command in ("encode", "decode", "tokens") and has_model else []
+        )
+        return CliRunner().invoke(app, [command, *model, *arguments], input=stdin)
+
+    return run
+
+
+def photo(path: str, size: tuple[int, int] = (40, 24), mode: str = "RGB") -> Path:
+    """Write a small smooth picture and return its path."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width]
+    rgb = np.stack([4 * x, 6 * y, 255 - 2 * x - 2 * y], axis=-1).clip(0, 255).astype(np.uint8)
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).convert(mode).save(file)
+    return file
+
+
+def files_below(folder: str) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_encode_and_decode_a_file(pqmim: Pqmim) -> None:
+    photo("kodim01.jpg")
+    result = pqmim("encode", "kodim01.jpg", "-q", "62.5")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert RESULT_LINE.fullmatch(result.stdout.strip())
+    size = Path("kodim01.pqm").stat().st_size
+    assert result.stdout.startswith(f"kodim01.pqm  {size:,} B  {8 * size / (40 * 24):.3f} bpp  ")
+
+    result = pqmim("decode", "kodim01.pqm")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"kodim01.png  40 x 24  {size:,} B  ")
+    with Image.open("kodim01.png") as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (40, 24))
+
+
+def test_alpha_comes_back(pqmim: Pqmim) -> None:
+    photo("a.png", mode="RGBA")
+    assert pqmim("encode", "a.png", "-o", "b.pqm").exit_code == 0
+    assert pqmim("decode", "b.pqm").exit_code == 0
+    with Image.open("b.png") as image:
+        assert image.mode == "RGBA"
+
+
+def test_quality_changes_the_file(pqmim: Pqmim) -> None:
+    photo("a.png", (96, 96))
+    for quality in ("0", "100"):
+        assert pqmim("encode", "a.png", "-q", quality, "-o", f"{quality}.pqm").exit_code == 0
+    assert Path("0.pqm").read_bytes() != Path("100.pqm").read_bytes()
+
+
+def test_folders_are_recreated(pqmim: Pqmim) -> None:
+    photo("in/a.png")
+    photo("in/deep/er/b.webp")
+    photo("in/.hidden.png")
+    Path("in/notes.txt").write_text("not a picture")
+    result = pqmim("encode", "in", "-o", "coded")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert files_below("coded") == ["a.pqm", "deep/er/b.pqm"]
+    assert pqmim("decode", "coded", "-o", "out").exit_code == 0
+    assert files_below("out") == ["a.png", "deep/er/b.png"]
+
+
+def test_several_inputs_keep_the_names_of_their_folders(pqmim: Pqmim) -> None:
+    photo("x/a.png")
+    photo("y/a.png")
+    photo("b.png")
+    assert pqmim("encode", "x", "y", "b.png", "-o", "coded").exit_code == 0
+    assert files_below("coded") == ["b.pqm", "x/a.pqm", "y/a.pqm"]
+
+
+def test_outputs_lie_beside_their_inputs_by_default(pqmim: Pqmim) -> None:
+    photo("in/a.png")
+    photo("in/deep/b.png")
+    assert pqmim("encode", "in").exit_code == 0
+    assert files_below("in") == ["a.png", "a.pqm", "deep/b.png", "deep/b.pqm"]
+
+
+def test_old_extension_is_kept_where_names_would_be_equal(pqmim: Pqmim) -> None:
+    for name in ("photo.jpg", "photo.png", "other.png"):
+        photo(f"in/{name}")
+    assert pqmim("encode", "in", "-o", "coded").exit_code == 0
+    assert files_below("coded") == ["other.pqm", "photo.jpg.pqm", "photo.png.pqm"]
+    assert pqmim("decode", "coded", "-o", "out").exit_code == 0
+    assert files_below("out") == ["other.png", "photo.jpg.png", "photo.png.png"]
+
+
+def test_equal_names_in_one_output_folder_are_an_error(pqmim: Pqmim) -> None:
+    photo("x/a.png")
+    photo("y/a.png")
+    result = pqmim("encode", "x/a.png", "y/a.png", "-o", "coded")
+    assert result.exit_code == 1
+    assert files_below("coded") == ["a.png.pqm"]
+    assert result.stderr.startswith("pqmim: y/a.png: its output ".replace("/", os.sep))
+
+
+def test_unknown_extension_is_kept(pqmim: Pqmim) -> None:
+    photo("a.png").rename("holiday.2024")
+    assert pqmim("encode", "holiday.2024").exit_code == 0
+    assert Path("holiday.2024.pqm").exists()
+
+
+@pytest.mark.parametrize("name", ["new/", "existing"])
+def test_output_folder_for_one_file(pqmim: Pqmim, name: str) -> None:
+    photo("a.png")
+    Path("existing").mkdir()
+    assert pqmim("encode", "a.png", "-o", name).exit_code == 0
+    assert files_below(name) == ["a.pqm"]
+
+
+def test_streams(pqmim: Pqmim) -> None:
+    original = photo("a.png").read_bytes()
+    coded = pqmim("encode", "-", stdin=original)
+    assert coded.exit_code == 0
+    container = parse(coded.stdout_bytes)
+    assert (container.width, container.height) == (40, 24)
+    assert re.fullmatch(r"stdout  [\d,]+ B  \S+ bpp  \S+ s\n", coded.stderr)
+
+    decoded = pqmim("decode", "-", "-o", "-", stdin=coded.stdout_bytes)
+    assert decoded.exit_code == 0
+    assert decoded.stdout_bytes.startswith(b"\x89PNG")
+
+    to_file = pqmim("encode", "-", "-o", "b.pqm", stdin=original)
+    assert RESULT_LINE.fullmatch(to_file.stdout.strip())
+    assert Path("b.pqm").read_bytes() == coded.stdout_bytes
+    assert pqmim("encode", "a.png", "-o", "-").stdout_bytes == coded.stdout_bytes
+
+
+def test_existing_outputs_are_refused_without_force(pqmim: Pqmim) -> None:
+    photo("a.png")
+    Path("a.pqm").write_bytes(b"precious")
+    result = pqmim("encode", "a.png")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "pqmim: a.png: a.pqm exists already; -f overwrites it\n"
+    assert Path("a.pqm").read_bytes() == b"precious"
+    assert pqmim("encode", "a.png", "-f").exit_code == 0
+    assert parse(Path("a.pqm").read_bytes()).width == 40
+
+
+def test_inputs_are_never_overwritten(pqmim: Pqmim) -> None:
+    photo("a.png")
+    assert pqmim("encode", "a.png", "-o", "a").exit_code == 0
+    coded = Path("a").read_bytes()
+    for arguments in (("a", "-o", "a"), ("a", "-o", "./a")):
+        result = pqmim("decode", "-f", *arguments)
+        assert (result.exit_code, result.stderr) == (1, "pqmim: a: a is an input and is not overwritten\n")
+    assert Path("a").read_bytes() == coded
+
+
+def test_other_files_are_done_after_one_has_failed(pqmim: Pqmim) -> None:
+    photo("a.png")
+    Path("b.png").write_bytes(b"")
+    photo("c.png")
+    Path("d").mkdir()
+    result = pqmim("encode", "a.png", "b.png", "missing.png", "c.png", "d")
+    assert result.exit_code == 1
+    assert sorted(Path().glob("*.pqm")) == [Path("a.pqm"), Path("c.pqm")]
+    failed = [line.split(": ")[1] for line in result.stderr.splitlines()]
+    assert failed == ["d", "b.png", "missing.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (("encode", "missing.jpg"), "pqmim: missing.jpg: No such file or directory\n"),
+        (("encode", "text.png"), "pqmim: text.png: not an image that Pillow can read\n"),
+        (("decode", "text.png"), "pqmim: text.png: not a .pqm file\n"),
+        (("info", "text.png"), "pqmim: text.png: not a .pqm file\n"),
+        (("info", "empty.pqm"), "pqmim: empty.pqm: the file is empty\n"),
+        (("encode", "good.png", "-o", "text.png/a.pqm"), "pqmim: good.png: "),
+        (("encode", "good.png", "--model", "no-such-model"), "pqmim: "),
+        (("train", "tokenizer", "-c", "missing.yaml"), "pqmim: missing.yaml: No such file or directory\n"),
+    ],
+)
+def test_errors_are_one_line(pqmim: Pqmim, arguments: tuple[str, ...], cause: str) -> None:
+    photo("good.png")
+    Path("text.png").write_text("not a picture")
+    Path("empty.pqm").touch()
+    result = pqmim(*arguments, has_model="--model" not in arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert ONE_LINE_ERROR.fullmatch(result.stderr)
+    assert result.stderr.startswith(cause)
+    assert files_below(".") == ["empty.pqm", "good.png", "text.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode",),
+        ("encode", "a.png", "-q", "101"),
+        ("encode", "a.png", "-q", "-0.5"),
+        ("encode", "a.png", "-q", "nan"),
+        ("encode", "a.png", "--device", "abacus"),
+        ("encode", "a.png", "--no-such-option"),
+        ("encode", "a.png", "b.png", "-o", "-"),
+        ("encode", "a.png", "b.png", "-o", "a.png"),
+        ("encode", "a.png", "-o", "b.png"),
+        ("encode", "-", "a.png"),
+        ("encode", "-", "-o", "folder/"),
+        ("decode", "a.pqm", "-o", "a.jpg"),
+        ("train", "entropy"),
+        ("no-such-command",),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(pqmim: Pqmim, arguments: tuple[str, ...]) -> None:
+    photo("a.png")
+    photo("b.png")
+    result = pqmim(*arguments, has_model=False)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Error: " in result.stderr
+    assert files_below(".") == ["a.png", "b.png"]
+
+
+def test_json(pqmim: Pqmim, tiny_model: Path) -> None:
+    photo("a.png")
+    Path("b.png").touch()
+    result = pqmim("encode", "a.png", "b.png", "--json")
+    coded, failed = map(json.loads, result.stdout.splitlines())
+    size = Path("a.pqm").stat().st_size
+    seconds = coded.pop("seconds")
+    assert 0 <= seconds < 60
+    bpp = round(8 * size / (40 * 24), 6)
+    assert coded == {
+        "input": "a.png",
+        "output": "a.pqm",
+        "width": 40,
+        "height": 24,
+        "bytes": size,
+        "bpp": bpp,
+    }
+    assert failed["input"] == "b.png"
+    assert failed["error"] in result.stderr
+
+    container = parse(Path("a.pqm").read_bytes())
+    assert json.loads(pqmim("info", "a.pqm", "--json").stdout) == {
+        "input": "a.pqm",
+        "width": 40,
+        "height": 24,
+        "bytes": size,
+        "bpp": bpp,
+        "version": 1,
+        "model_id": container.model_id.hex(),
+        "model": None,
+        "payload_bytes": len(container.payload),
+        "alpha_bytes": 0,
+        "steps_sent": None,
+        "token_check": f"{container.token_check:04x}",
+    }
+
+
+def test_quiet_and_verbose(pqmim: Pqmim) -> None:
+    frames = [Image.new("L", (20, 20), color) for color in (0, 255)]
+    frames[0].save("a.gif", save_all=True, append_images=frames[1:])
+    loud = pqmim("encode", "a.gif", "-v")
+    assert loud.stderr.splitlines()[0].startswith("pqmim: model ")
+    assert loud.stderr.splitlines()[1].startswith("pqmim: a.gif: warning: the image has several frames")
+    quiet = pqmim("encode", "a.gif", "-f", "--quiet")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    failed = pqmim("encode", "a.gif", "--quiet")
+    assert failed.exit_code == 1
+    assert ONE_LINE_ERROR.fullmatch(failed.stderr)
+
+
+def test_traceback_only_with_vv(pqmim: Pqmim) -> None:
+    assert "Traceback" not in pqmim("decode", "missing.pqm", "-v").stderr
+    assert "Traceback" in pqmim("decode", "missing.pqm", "-vv").stderr
+
+
+def test_tokens_of_an_image_are_those_of_its_file(pqmim: Pqmim) -> None:
+    photo("a.png")
+    assert pqmim("encode", "a.png", "-q", "30").exit_code == 0
+    result = pqmim("tokens", "a.png", "a.pqm", "-q", "30")
+    assert (result.exit_code, result.stderr) == (0, "")
+    of_image, of_file = np.load("a.png.npy"), np.load("a.pqm.npy")
+    assert (of_image.dtype, of_image.shape) == (np.uint16, (3, 2, 3))
+    np.testing.assert_array_equal(of_image, of_file)
+    assert result.stdout.startswith("a.png.npy  3 x 2 x 3 tokens  ")
+
+
+def test_info_of_another_models_file(pqmim: Pqmim, tiny_model: Path) -> None:
+    photo("a.png", mode="RGBA")
+    assert pqmim("encode", "a.png").exit_code == 0
+    result = pqmim("info", "a.pqm")
+    assert result.exit_code == 0
+    model_id = parse(Path("a.pqm").read_bytes()).model_id.hex()
+    assert f"model unknown ({model_id})" in result.stdout
+    assert "alpha 1 B" in result.stdout
+
+    # Without --model the file has to name a shipped model.
+    result = pqmim("decode", "a.pqm", "-o", "b.png", has_model=False)
+    assert result.exit_code == 1
+    assert ONE_LINE_ERROR.fullmatch(result.stderr)
+    assert model_id in result.stderr
+
+
+def test_pixel_limit(pqmim: Pqmim) -> None:
+    photo("a.png")
+    assert pqmim("encode", "a.png").exit_code == 0
+    assert pqmim("decode", "a.pqm", "-o", "b.png", "--max-pixels", "959").exit_code == 1
+    assert pqmim("decode", "a.pqm", "-o", "b.png", "--max-pixels", "960").exit_code == 0
+
+
+def test_failed_writing_leaves_nothing_behind(pqmim: Pqmim, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo("a.png")
+
+    def full_disk(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(batch.os, "replace", full_disk)
+    result = pqmim("encode", "a.png")
+    assert (result.exit_code, result.stderr) == (1, "pqmim: a.png: a.pqm: No space left on device\n")
+    assert files_below(".") == ["a.png"]
+
+
+def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(source: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    old = tmp_path / "old.pqm"
+    old.write_bytes(b"old")
+    monkeypatch.setattr(batch.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        batch.write_file(old, b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_writing_to_a_device_does_not_replace_it() -> None:
+    batch.write_file(Path(os.devnull), b"gone")
+    assert not Path(os.devnull).is_file()
+
+
+def test_writing_into_a_file_as_if_it_were_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        batch.write_file(tmp_path / "file" / "x.pqm", b"")
+
+
+def test_odd_file_names_stay_on_one_line(pqmim: Pqmim) -> None:
+    try:
+        photo("a\nb.png")
+    except OSError:
+        pytest.skip("this file system does not allow such names")
+    result = pqmim("encode", "a\nb.png")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("a?b.pqm  ")
+    assert Path("a\nb.pqm").exists()
+
+
+def test_unexpected_errors_are_one_line_too(pqmim: Pqmim, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(data: bytes) -> None:
+        raise RuntimeError("a\nbug")
+
+    photo("a.png")
+    assert pqmim("encode", "a.png").exit_code == 0
+    monkeypatch.setattr("pqmim.cli.parse", broken)
+    result = pqmim("info", "a.pqm")
+    assert result.exit_code == 1
+    assert result.stderr == "pqmim: a.pqm: internal error: RuntimeError: a bug (-vv shows where)\n"
+
+
+def test_models_lists_what_is_shipped(pqmim: Pqmim) -> None:
+    from pqmim.checkpoints import shipped_models
+
+    shipped = shipped_models()
+    result = pqmim("models")
+    assert result.exit_code == 0
+    assert [line.split()[:2] for line in result.stdout.splitlines()] == [
+        [model.name, model.model_id.hex()] for model in shipped
+    ]
+    records = [json.loads(line) for line in pqmim("models", "--json").stdout.splitlines()]
+    assert [record["bytes"] for record in records] == [model.path.stat().st_size for model in shipped]
+
+
+def test_training_that_stops_at_its_time_limit_is_no_failure(
+    pqmim: Pqmim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pqmim.training_run import TimeIsUp
+
+    seen: list[Any] = []
+
+    def train(config: Any, *, resume: str | None) -> Path:
+        seen.append((config.run.seed, resume))
+        if resume is None:
+            raise TimeIsUp("60 minutes are over")
+        return config.run.output / "tokenizer.safetensors"  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("pqmim.train_tokenizer.train", train)
+    Path("recipe.yaml").write_text("data: {path: photos}\nrun: {output: runs, seed: 3}\n")
+    command = ("train", "tokenizer", "-c", "recipe.yaml", "--set", "run.seed=4", "--set", "run.bf16=false")
+    stopped = pqmim(*command)
+    assert (stopped.exit_code, stopped.stdout) == (0, "60 minutes are over\n")
+    done = pqmim(*command, "--resume", "auto")
+    assert (done.exit_code, done.stdout) == (0, f"{Path('runs/tokenizer.safetensors')}\n")
+    assert seen == [(4, None), (4, "auto")]
+    wrong = pqmim(*command, "--set", "run.sed=4")
+    assert wrong.exit_code == 1
+    assert ONE_LINE_ERROR.fullmatch(wrong.stderr)
+    assert "run.sed" in wrong.stderr
+
+
+def run_child(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["encode", "--help"], ["models"], ["info", "a.pqm"]]
+)
+def test_quick_commands_do_not_import_torch(pqmim: Pqmim, arguments: list[str]) -> None:
+    photo("a.png")
+    assert pqmim("encode", "a.png").exit_code == 0
+    code = (
+        "import sys, pqmim.cli\n"
+        f"sys.argv[1:] = {arguments!r}\n"
+        "try: pqmim.cli.main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    child = run_child("-c", code)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    child = run_child("-m", "pqmim", "--version")
+    assert (child.returncode, child.stdout) == (0, f"pqmim {__version__}\n")
+    child = run_child("-m", "pqmim", "decode", "missing.pqm", cwd=tmp_path)
+    assert (child.returncode, child.stdout) == (1, "")
+    assert child.stderr == "pqmim: missing.pqm: No such file or directory\n"
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """Both ends of a pseudo-terminal: (what a person reads, what a program writes to)."""
+    pty = pytest.importorskip("pty")
+    reader, writer = pty.openpty()
+    yield reader, writer
+    os.close(reader)
+
+
+def test_progress_bar_on_a_terminal_only(pqmim: Pqmim, terminal: tuple[int, int]) -> None:
+    for name in ("a.png", "b.png"):
+        photo(name)
+    assert pqmim("encode", "a.png", "b.png").exit_code == 0
+    reader, writer = terminal
+    command = [sys.executable, "-m", "pqmim", "info", "a.pqm", "b.pqm"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, timeout=60, check=True)
+    os.close(writer)
+    assert len(result.stdout.splitlines()) == 2
+    assert b"files" in os.read(reader, 1 << 16)

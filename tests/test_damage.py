@@ -1,0 +1,172 @@
+"""Damaged files: whatever happened to it, a file is refused with an error of the tree and one line.
+
+Damage of two kinds is made: to the bytes as they are, which the checksum of the file shows; and beneath a
+checksum that is right again, as a faulty or hostile writer would leave it, which the payload and the token
+check show.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from pqmim.bitstream import MAX_DIMENSION, Container, pack, parse
+from pqmim.cli import app
+from pqmim.errors import BitstreamError, LimitError, ModelMismatchError, NotAPqmFileError
+
+if TYPE_CHECKING:
+    from pqmim.codec import Codec
+
+SIZES = [(1, 1), (40, 24), (33, 50)]
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_model: Path) -> "Codec":
+    from pqmim.codec import load_codec
+
+    return load_codec(tiny_model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def good_files(codec: "Codec") -> list[bytes]:
+    """Files of several sizes; the last one has an alpha section."""
+    pictures = []
+    for width, height in SIZES:
+        y, x = np.mgrid[0:height, 0:width]
+        rgb = np.stack([5 * x, 5 * y, 3 * x + 2 * y], axis=-1) % 256
+        pictures.append(Image.fromarray(rgb.astype(np.uint8)))
+    with_alpha = pictures[1].convert("RGBA")
+    with_alpha.putalpha(Image.linear_gradient("L").resize(with_alpha.size))
+    return [codec.encode(picture, quality=70) for picture in [*pictures, with_alpha]]
+
+
+def with_checksum(body: bytes) -> bytes:
+    return body + zlib.crc32(body).to_bytes(4, "big")
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def visibly_damaged(good_files: list[bytes], rng: random.Random) -> Iterator[bytes]:
+    """Yield more than 500 files whose checksum or length is wrong."""
+    for data in good_files:
+        num_bits = 8 * len(data)
+        for bit in rng.sample(range(num_bits), min(100, num_bits)):
+            yield flipped(data, bit)
+        for length in rng.sample(range(len(data)), min(40, len(data))):
+            yield data[:length]
+        for _ in range(10):
+            start = rng.randrange(len(data))
+            yield data[:start] + data[start + 1 :]  # a byte is lost
+            yield data[:start] + rng.randbytes(1) + data[start:]  # one is added
+            yield data + rng.randbytes(rng.randrange(1, 20))
+            yield data[:start] + bytes(len(data) - start + 1)  # zeros from somewhere on
+    for first in good_files:
+        for second in good_files:
+            if first != second:
+                yield first + second
+                yield first[:13] + second[13:]  # the header of another file
+    for length in (1, 2, 4, 5, 16, 17, 100, 1000):
+        yield rng.randbytes(length)
+        yield good_files[0][:9] + rng.randbytes(length)
+        yield bytes(length)
+
+
+def hiddenly_damaged(good_files: list[bytes], rng: random.Random) -> Iterator[bytes]:
+    """Yield files whose checksum is right and whose content is not."""
+    for data in good_files:
+        container = parse(data)
+        payload = container.payload
+        for bit in rng.sample(range(8 * len(payload)), min(15, 8 * len(payload))):
+            yield pack(replace(container, payload=flipped(payload, bit)))
+        for _ in range(4):
+            yield pack(replace(container, payload=rng.randbytes(rng.randrange(2 * len(payload) + 8))))
+        yield pack(replace(container, payload=payload[:-1]))
+        yield pack(replace(container, payload=payload + b"\0"))
+        yield pack(replace(container, payload=payload + b"\1"))
+        yield pack(replace(container, token_check=container.token_check ^ 1 << rng.randrange(16)))
+        yield pack(replace(container, width=container.width + 16))
+        yield pack(replace(container, height=container.height + 16))
+        yield pack(replace(container, width=MAX_DIMENSION, height=MAX_DIMENSION))
+        yield pack(replace(container, width=MAX_DIMENSION, height=1))
+        yield pack(replace(container, model_id=bytes(4)))
+        yield pack(replace(container, alpha=b"no picture"))
+        yield pack(replace(container, steps_sent=1))
+        yield with_checksum(data[:4] + bytes([data[4] ^ 0x10]) + data[5:-4])  # another version
+        yield with_checksum(data[:4] + bytes([data[4] | 0x08]) + data[5:-4])  # an unknown flag
+    plain, with_alpha = (parse(good_files[index]) for index in (1, 3))
+    assert (plain.width, with_alpha.alpha is not None) == (with_alpha.width, True)
+    yield pack(replace(parse(good_files[2]), alpha=with_alpha.alpha))  # alpha of another size
+
+
+def test_good_files_are_good(codec: "Codec", good_files: list[bytes]) -> None:
+    for data, (width, height) in zip(good_files, [*SIZES, SIZES[1]], strict=True):
+        assert codec.decode(data).size == (width, height)
+
+
+def test_500_visibly_damaged_files_are_refused(codec: "Codec", good_files: list[bytes]) -> None:
+    rng = random.Random(1)
+    damaged = {data for data in visibly_damaged(good_files, rng) if data not in good_files}
+    assert len(damaged) >= 500
+    for data in damaged:
+        for use in (codec.decode, codec.decode_tokens):
+            with pytest.raises(BitstreamError) as caught:
+                use(data)
+            assert "\n" not in str(caught.value)
+
+
+def test_hiddenly_damaged_files_are_refused(codec: "Codec", good_files: list[bytes]) -> None:
+    rng = random.Random(2)
+    damaged = [data for data in hiddenly_damaged(good_files, rng) if data not in good_files]
+    assert len(damaged) >= 100
+    for data in damaged:
+        with pytest.raises((BitstreamError, LimitError)) as caught:
+            codec.decode(data)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_cause_is_told(codec: "Codec", good_files: list[bytes]) -> None:
+    container = parse(good_files[1])
+    with pytest.raises(ModelMismatchError, match="00000000"):
+        codec.decode(pack(replace(container, model_id=bytes(4))))
+    with pytest.raises(LimitError):
+        codec.decode(pack(Container(MAX_DIMENSION, MAX_DIMENSION, container.model_id, b"", 0)))
+    with pytest.raises(NotAPqmFileError, match="empty"):
+        codec.decode(b"")
+
+
+def test_damaged_files_on_the_command_line(good_files: list[bytes], tiny_model: Path, tmp_path: Path) -> None:
+    """One call over a folder of damaged files and a good one: a line for each, and nothing else is left."""
+    rng = random.Random(3)
+    damaged = [*visibly_damaged(good_files, rng), *hiddenly_damaged(good_files, rng)]
+    damaged = [data for data in damaged if data not in good_files]
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for index, data in enumerate(rng.sample(damaged, 60)):
+        (inputs / f"{index:02}.pqm").write_bytes(data)
+    (inputs / "good.pqm").write_bytes(good_files[1])
+    for command, output in (("decode", "good.png"), ("tokens", "good.npy")):
+        folder = tmp_path / command
+        model = ["--model", str(tiny_model)]
+        result = CliRunner().invoke(app, [command, str(inputs), "-o", str(folder), *model])
+        assert result.exit_code == 1
+        assert [path.name for path in folder.iterdir()] == [output]
+        lines = result.stderr.splitlines()
+        assert len(lines) == 60
+        for index, line in enumerate(lines):
+            assert line.startswith(f"pqmim: {inputs / f'{index:02}.pqm'}: ")
+            assert "internal error" not in line
+
+    result = CliRunner().invoke(app, ["info", str(inputs)])
+    assert result.exit_code == 1
+    assert "internal error" not in result.stderr

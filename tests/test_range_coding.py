@@ -1,0 +1,199 @@
+"""The range coder: its rate, one payload for one sequence of tokens, the arithmetic of the format page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pqmim.errors import DamagedFileError
+from pqmim.range_coding import PRECISION, TokenReader, TokenWriter
+
+FORMAT_PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+TOTAL = 1 << PRECISION
+EXAMPLE_FREQUENCIES = np.array([[61440, 4094, 1, 1]] * 2 + [[16384] * 4] * 2, np.int32)
+EXAMPLE_TOKENS = np.array([2, 0, 3, 1])
+EXAMPLE_PAYLOAD = bytes.fromhex("FFFEC2")
+
+
+def decode_as_the_format_page_says(
+    payload: bytes, frequencies: NDArray[np.int32]
+) -> list[tuple[int, int, int, int]]:
+    """A second decoder, written from docs/format.md and sharing nothing with the first.
+
+    Returns offset, range, offset // scale and token, for each token.
+    """
+    digits = iter(payload)
+
+    def next_bytes(count: int) -> int:
+        return int.from_bytes(bytes(next(digits, 0) for _ in range(count)), "big")
+
+    trace = []
+    offset = next_bytes(8)
+    width = 2**64 - 1
+    for row in frequencies.tolist():
+        left = left_of(row)
+        scale = width >> 24
+        token = next(k for k in range(len(row)) if left[k] <= offset // scale < left[k + 1])
+        trace.append((offset, width, offset // scale, token))
+        offset -= scale * left[token]
+        width = scale * (left[token + 1] - left[token])
+        if width < 2**32:
+            width <<= 32
+            offset = (offset << 32) + next_bytes(4)
+    return trace
+
+
+def left_of(row: Sequence[int]) -> list[int]:
+    size = len(row)
+    return [int(np.float32(sum(row[:k]) * (2**24 - size) / 2**16)) + k for k in range(size)] + [2**24]
+
+
+def random_frequencies(rng: np.random.Generator, num_tokens: int, size: int) -> NDArray[np.int32]:
+    """Rows from nearly certain to nearly uniform."""
+    concentration = 10.0 ** rng.uniform(-2, 1, (num_tokens, 1))
+    weights = rng.gamma(concentration, size=(num_tokens, size)) + 1e-12
+    weights /= weights.sum(axis=1, keepdims=True)
+    frequencies = np.floor(weights * (TOTAL - size)).astype(np.int32) + 1
+    frequencies[np.arange(num_tokens), frequencies.argmax(axis=1)] += TOTAL - frequencies.sum(axis=1)
+    return frequencies
+
+
+def random_tokens(rng: np.random.Generator, frequencies: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Tokens that follow the frequencies."""
+    quantile = rng.integers(0, TOTAL, (len(frequencies), 1))
+    return np.asarray((np.cumsum(frequencies, axis=1) <= quantile).sum(axis=1))
+
+
+def write(frequencies: NDArray[np.int32], tokens: NDArray[np.int64]) -> bytes:
+    writer = TokenWriter()
+    assert (writer.code(frequencies, tokens) == tokens).all()
+    return writer.finish()
+
+
+def information_content(frequencies: NDArray[np.int32], tokens: NDArray[np.int64]) -> float:
+    """In bits."""
+    return float(-np.log2(frequencies[np.arange(len(tokens)), tokens] / TOTAL).sum())
+
+
+def test_example_of_the_format_page() -> None:
+    assert write(EXAMPLE_FREQUENCIES, EXAMPLE_TOKENS) == EXAMPLE_PAYLOAD
+    trace = decode_as_the_format_page_says(EXAMPLE_PAYLOAD, EXAMPLE_FREQUENCIES)
+    assert [token for *_, token in trace] == EXAMPLE_TOKENS.tolist()
+    for offset, width, quotient, token in trace:
+        assert f"| `{offset:X}` | `{width:X}` | {quotient} | {token} |" in FORMAT_PAGE
+    for row in EXAMPLE_FREQUENCIES.tolist():
+        assert ", ".join(map(str, left_of(row))) in " ".join(FORMAT_PAGE.split())
+
+
+@pytest.mark.parametrize(("size", "num_tokens"), [(2, 2000), (3, 500), (64, 300), (256, 100), (1024, 50)])
+def test_the_second_decoder_reads_the_same_tokens(size: int, num_tokens: int) -> None:
+    rng = np.random.default_rng(size)
+    frequencies = random_frequencies(rng, num_tokens, size)
+    tokens = random_tokens(rng, frequencies)
+    trace = decode_as_the_format_page_says(write(frequencies, tokens), frequencies)
+    assert [token for *_, token in trace] == tokens.tolist()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 300), st.lists(st.integers(0, 40), max_size=6))
+def test_round_trip_in_several_steps(seed: int, size: int, step_lengths: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    steps = [random_frequencies(rng, length, size) for length in step_lengths]
+    sent = [random_tokens(rng, frequencies) for frequencies in steps]
+    writer = TokenWriter()
+    for frequencies, tokens in zip(steps, sent, strict=True):
+        writer.code(frequencies, tokens)
+    reader = TokenReader(writer.finish())
+    for frequencies, tokens in zip(steps, sent, strict=True):
+        read = reader.code(frequencies)
+        assert read.dtype == np.int64
+        assert (read == tokens).all()
+    reader.finish()
+
+
+@pytest.mark.parametrize("size", [2, 3, 16, 256, 1024])
+def test_code_length_is_the_information_content(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for num_tokens in (1, 2, 10, 3000):
+        frequencies = random_frequencies(rng, num_tokens, size)
+        tokens = random_tokens(rng, frequencies)
+        bits = information_content(frequencies, tokens)
+        assert bits - 8 < 8 * len(write(frequencies, tokens)) < bits * 1.001 + 16
+
+
+@pytest.mark.parametrize("size", [2, 256, 1024])
+def test_nearly_certain_tokens_cost_nearly_nothing(size: int) -> None:
+    frequencies = np.ones((10_000, size), np.int32)
+    frequencies[:, 0] = TOTAL - (size - 1)
+    certain = np.zeros(10_000, np.int64)
+    rare = np.ones(10_000, np.int64)
+    for tokens in (certain, rare):
+        bits = information_content(frequencies, tokens)
+        assert 8 * len(write(frequencies, tokens)) <= bits * 1.001 + 32
+
+
+def test_nothing_costs_nothing() -> None:
+    nothing = np.empty((0, 256), np.int32)
+    assert write(nothing, np.empty(0, np.int64)) == b""
+    reader = TokenReader(b"")
+    assert reader.code(nothing).shape == (0,)
+    reader.finish()
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 2**32 - 1), st.binary(max_size=40))
+def test_every_other_payload_is_refused_or_has_other_tokens(seed: int, payload: bytes) -> None:
+    rng = np.random.default_rng(seed)
+    frequencies = random_frequencies(rng, int(rng.integers(0, 30)), int(rng.integers(2, 20)))
+    reader = TokenReader(payload)
+    try:
+        tokens = reader.code(frequencies)
+        reader.finish()
+    except DamagedFileError:
+        return
+    assert write(frequencies, tokens) == payload
+
+
+def test_bytes_left_over_are_refused() -> None:
+    for payload in (
+        EXAMPLE_PAYLOAD + b"\0",
+        EXAMPLE_PAYLOAD + b"x",
+        EXAMPLE_PAYLOAD * 5,
+    ):
+        reader = TokenReader(payload)
+        reader.code(EXAMPLE_FREQUENCIES)
+        with pytest.raises(DamagedFileError, match="end"):
+            reader.finish()
+
+
+def test_a_payload_that_nothing_encodes_to() -> None:
+    # At the top of the range lie a few numbers that belong to no token.
+    with pytest.raises(DamagedFileError, match="cannot be decoded"):
+        TokenReader(b"\xff" * 20).code(EXAMPLE_FREQUENCIES)
+
+
+@pytest.mark.parametrize(
+    "frequencies",
+    [
+        np.array([[TOTAL // 2, TOTAL // 2 - 1]]),
+        np.array([[TOTAL, 0]]),
+        np.array([[TOTAL + 1, -1]]),
+        np.array([[TOTAL]]),
+        np.array([TOTAL // 2, TOTAL // 2]),
+        np.array([[0.5, 0.5]]),
+    ],
+)
+def test_frequencies_that_are_none(frequencies: NDArray[np.int64]) -> None:
+    with pytest.raises(ValueError, match="frequencies must"):
+        TokenWriter().code(frequencies, np.array([0]))
+    with pytest.raises(ValueError, match="frequencies must"):
+        TokenReader(b"").code(frequencies)
+
+
+@pytest.mark.parametrize("tokens", [None, np.array([0]), np.array([0, 1, 2, 4]), np.array([0, -1, 2, 3])])
+def test_tokens_that_do_not_fit(tokens: NDArray[np.int64] | None) -> None:
+    with pytest.raises(ValueError, match="token"):
+        TokenWriter().code(EXAMPLE_FREQUENCIES, tokens)
