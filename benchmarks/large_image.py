@@ -56,9 +56,7 @@ def measure(command: str, source: Path, target: Path, model: str, quality: float
     return {"load_seconds": loaded - start, "seconds": done - loaded, "peak_bytes": peak}
 
 
-def measure_in_child(
-    options: argparse.Namespace, command: str, source: Path, target: Path
-) -> dict[str, float]:
+def measure_in_child(options: argparse.Namespace, command: str, source: Path, target: Path) -> dict[str, float]:
     """Run `measure` in a process of its own."""
     environment = dict(os.environ)
     if options.threads:

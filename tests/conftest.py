@@ -21,7 +21,7 @@ TINY_TOKENIZER = TokenizerConfig(
     quantizer=QuantizerConfig(num_subquantizers=3, num_codewords=16),
 )
 TINY_ENTROPY = EntropyModelConfig(
-    width=32, num_layers=2, head_width=16, mlp_ratio=2, window=4, token_rank=4, num_groups=2
+    width=32, num_layers=2, head_width=16, mlp_ratio=2, window=4, token_rank=4, group_steps=(5, 2)
 )
 
 
@@ -63,9 +63,7 @@ def make_tiny_tokenizer(seed: int = 0) -> Tokenizer:
         quantizer.default.copy_(values.mean(0))
         generator = torch.Generator().manual_seed(seed)
         for m, columns in enumerate(quantizer.runs()):
-            codewords, probabilities = fit_codebook(
-                values[:, order[columns]], sizes.num_codewords, 0.5, 6, generator
-            )
+            codewords, probabilities = fit_codebook(values[:, order[columns]], sizes.num_codewords, 0.5, 6, generator)
             quantizer.codebook[:, columns] = codewords
             quantizer.prior_logits[:, m] = probabilities.log()
         tokenizer.quantizer = quantizer

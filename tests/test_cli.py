@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from pqmim import batch
@@ -32,9 +34,7 @@ def pqmim(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
     def run(command: str, *arguments: str, stdin: bytes | None = None, has_model: bool = True) -> Result:
-        model = (
-            ["--model", str(tiny_model)] if command in ("encode", "decode", "tokens") and has_model else []
-        )
+        model = ["--model", str(tiny_model)] if command in ("encode", "decode", "tokens") and has_model else []
         return CliRunner().invoke(app, [command, *model, *arguments], input=stdin)
 
     return run
@@ -205,6 +205,8 @@ def test_other_files_are_done_after_one_has_failed(pqmim: Pqmim) -> None:
         (("info", "empty.pqm"), "pqmim: empty.pqm: the file is empty\n"),
         (("encode", "good.png", "-o", "text.png/a.pqm"), "pqmim: good.png: "),
         (("encode", "good.png", "--model", "no-such-model"), "pqmim: "),
+        (("eval", ".", "-o", "out", "-m", "no-such-model"), "pqmim: no-such-model: no such model"),
+        (("bench", "-o", "out", "-m", "no-such-model"), "pqmim: no-such-model: no such model"),
         (("train", "tokenizer", "-c", "missing.yaml"), "pqmim: missing.yaml: No such file or directory\n"),
     ],
 )
@@ -331,7 +333,8 @@ def test_info_of_another_models_file(pqmim: Pqmim, tiny_model: Path) -> None:
 
 def test_pixel_limit(pqmim: Pqmim) -> None:
     photo("a.png")
-    assert pqmim("encode", "a.png").exit_code == 0
+    assert pqmim("encode", "a.png", "--max-pixels", "959").exit_code == 1
+    assert pqmim("encode", "a.png", "--max-pixels", "960").exit_code == 0
     assert pqmim("decode", "a.pqm", "-o", "b.png", "--max-pixels", "959").exit_code == 1
     assert pqmim("decode", "a.pqm", "-o", "b.png", "--max-pixels", "960").exit_code == 0
 
@@ -407,9 +410,7 @@ def test_models_lists_what_is_shipped(pqmim: Pqmim) -> None:
     assert [record["bytes"] for record in records] == [model.path.stat().st_size for model in shipped]
 
 
-def test_training_that_stops_at_its_time_limit_is_no_failure(
-    pqmim: Pqmim, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_that_stops_at_its_time_limit_is_no_failure(pqmim: Pqmim, monkeypatch: pytest.MonkeyPatch) -> None:
     from pqmim.training_run import TimeIsUp
 
     seen: list[Any] = []
@@ -434,15 +435,69 @@ def test_training_that_stops_at_its_time_limit_is_no_failure(
     assert "run.sed" in wrong.stderr
 
 
+def test_eval_compares_with_a_reference(pqmim: Pqmim, tiny_model: Path) -> None:
+    photo("photos/a.png", (64, 48))
+    grids = ("--quality-grid", "10,90", "--quality-grid", "jpeg:10,50,90", "--metrics", "psnr")
+    command = ("eval", "photos", "-o", "out", "-m", str(tiny_model), "--reference", "jpeg", *grids)
+    result = pqmim(*command, "--anchor", "jpeg")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "| codec | BD-rate against jpeg |" in result.stdout
+    assert f"| pqmim-{tiny_model.name} |" in result.stdout
+    made = files_below("out")
+    assert {"evaluation.json", "per_image.csv", "report.html", "rd_psnr-rgb.svg"} <= set(made)
+
+    quiet = pqmim(*command, "--quiet", "--no-report")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    wrong = pqmim(*command, "--anchor", "gif")
+    assert wrong.exit_code == 1
+    assert ONE_LINE_ERROR.fullmatch(wrong.stderr)
+
+
+def test_ablation_prints_its_table(pqmim: Pqmim, tiny_model: Path) -> None:
+    photo("photos/a.png", (64, 48))
+    result = pqmim("eval", "photos", "-o", "out", "-m", str(tiny_model), "--ablation")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("| variant | quality |")
+    assert "ablation.csv" in files_below("out")
+
+
+def test_bench_times_each_size(pqmim: Pqmim) -> None:
+    result = pqmim("bench", "-o", "out", "--reference", "jpeg", "--sizes", "256,1024", "--threads", "1")
+    assert result.exit_code == 0
+    assert [line.split("  ")[1] for line in result.stdout.splitlines()] == ["256 x 256", "1024 x 1024"]
+    assert {"bench.csv", "bench.json", "bench_seconds.svg"} <= set(files_below("out"))
+    assert pqmim("bench", "-o", "out", "--sizes", "big").exit_code == 2
+
+
+def test_selftest_prints_a_line_for_each_check(pqmim: Pqmim, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [SimpleNamespace(name="golden.pqm, kernel float32", error=None)]
+    module = SimpleNamespace(run=lambda *, device: iter(checks))
+    monkeypatch.setitem(sys.modules, "pqmim.selftest", module)
+    result = pqmim("selftest")
+    assert (result.exit_code, result.stdout) == (0, "ok  golden.pqm, kernel float32\n")
+    checks.append(SimpleNamespace(name="golden.pqm, kernel int8", error="other tokens"))
+    result = pqmim("selftest")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[1] == "FAILED  golden.pqm, kernel int8: other tokens"
+
+
+def test_every_option_is_in_the_manual() -> None:
+    manual = (Path(__file__).parent.parent / "docs" / "usage.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^##+ ([^\n]+)\n(.*?)(?=^##|\Z)", manual, re.MULTILINE | re.DOTALL))
+    shared = sections["Options that several commands share"]
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        for part in getattr(command, "commands", {"": command}).values():
+            for option in (text for parameter in part.params for text in parameter.opts if text[0] == "-"):
+                assert option in sections[name] or option in shared, (name, option)
+
+
 def run_child(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
     )
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["encode", "--help"], ["models"], ["info", "a.pqm"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["encode", "--help"], ["models"], ["info", "a.pqm"]])
 def test_quick_commands_do_not_import_torch(pqmim: Pqmim, arguments: list[str]) -> None:
     photo("a.png")
     assert pqmim("encode", "a.png").exit_code == 0
@@ -455,7 +510,6 @@ def test_quick_commands_do_not_import_torch(pqmim: Pqmim, arguments: list[str]) 
     )
     child = run_child("-c", code)
     assert child.returncode == 0, child.stderr
-    assert child.stdout
 
 
 def test_as_a_module(tmp_path: Path) -> None:
@@ -464,6 +518,18 @@ def test_as_a_module(tmp_path: Path) -> None:
     child = run_child("-m", "pqmim", "decode", "missing.pqm", cwd=tmp_path)
     assert (child.returncode, child.stdout) == (1, "")
     assert child.stderr == "pqmim: missing.pqm: No such file or directory\n"
+
+
+def test_closed_pipe_is_silent(pqmim: Pqmim) -> None:
+    photo("a.png")
+    assert pqmim("encode", "a.png").exit_code == 0
+    command = [sys.executable, "-m", "pqmim", "info", "a.pqm"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == b""
+    assert child.returncode == 1
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def hiddenly_damaged(good_files: list[bytes], rng: random.Random) -> Iterator[by
         yield pack(replace(container, width=container.width + 16))
         yield pack(replace(container, height=container.height + 16))
         yield pack(replace(container, width=MAX_DIMENSION, height=MAX_DIMENSION))
-        yield pack(replace(container, width=MAX_DIMENSION, height=1))
+        yield pack(replace(container, width=3000, height=1))
         yield pack(replace(container, model_id=bytes(4)))
         yield pack(replace(container, alpha=b"no picture"))
         yield pack(replace(container, steps_sent=1))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,9 +14,12 @@ from PIL import Image
 from stand_in_codec import StandInCodec, write_photos
 
 from pqmim import evaluate
-from pqmim.errors import ConfigError, ImageError
+from pqmim.ablation import AblationOptions, ModelVariant, run_ablation
+from pqmim.benchmark import BenchmarkOptions, pqmim_factory, run_benchmark
+from pqmim.errors import ConfigError, ImageError, ModelError
 from pqmim.evaluate import (
     EvaluationOptions,
+    PqmimCodec,
     bd_rates,
     load_evaluations,
     parse_qualities,
@@ -24,6 +28,7 @@ from pqmim.evaluate import (
 )
 from pqmim.metrics import psnr_rgb
 from pqmim.reference_codecs import reference_codecs
+from pqmim.report import ReportOptions, write_report
 
 
 @pytest.fixture
@@ -68,9 +73,7 @@ def test_results_are_those_of_the_files_on_disk(options: EvaluationOptions):
     assert float(rows[0]["bpp"]) == pytest.approx(8 * int(rows[0]["bytes"]) / (176 * 168))
 
 
-def test_interrupted_run_resumes_to_the_same_results(
-    options: EvaluationOptions, monkeypatch: pytest.MonkeyPatch
-):
+def test_interrupted_run_resumes_to_the_same_results(options: EvaluationOptions, monkeypatch: pytest.MonkeyPatch):
     """Interrupted after every possible number of measurements: the rest is made, nothing twice."""
     run_evaluation(options)
     expected = without_timings(results_of(options.output))
@@ -229,12 +232,47 @@ def test_several_folders_are_read_as_one(options: EvaluationOptions):
         load_evaluations([options.dataset])
 
 
+def test_a_model_from_files_to_page(options: EvaluationOptions, tiny_model: Path):
+    """pqmim itself: evaluated, taken apart, timed and shown."""
+    codec = PqmimCodec(str(tiny_model), "cpu", qualities=(10, 90))
+    evaluation = run_evaluation(replace(options, codecs=(codec, *reference_codecs(["webp"]))))
+    curve = evaluation.curves[0]
+    assert curve.name == f"pqmim-{tiny_model.name}"
+    assert curve.description.endswith("device cpu")
+    assert curve.bpp[0] < curve.bpp[1]
+    file = options.output / "files" / curve.name / "10" / "photo0.png.pqm"
+    assert codec.loaded().decode(file.read_bytes()).size == (176, 168)
+
+    page = ReportOptions(options.output / "report.html", dataset=options.dataset, codecs=(codec,), images=1)
+    assert write_report(evaluation, page) > 20_000
+
+    ablation = AblationOptions(options.dataset, options.output, (ModelVariant(codec),), (50,), is_quiet=True)
+    (row,) = run_ablation(ablation)
+    assert row.bpp > row.bpp_parts["payload"] > 0
+    assert row.bpp_parts["masked-exact"] == pytest.approx(row.bpp_parts["payload"], rel=0.05)
+
+    bench = BenchmarkOptions(
+        options.output, (pqmim_factory(str(tiny_model), device="cpu"),), (64,), (1,), repeats=1, is_quiet=True
+    )
+    (timing,) = run_benchmark(bench).timings
+    assert timing.problem is None
+
+
+def test_names_of_models():
+    assert PqmimCodec("small").name == "pqmim-small"
+    assert PqmimCodec("runs/wide/model.safetensors").name == "pqmim-wide"
+    assert PqmimCodec("runs/wide/model.safetensors", label="ours").name == "ours"
+
+
+def test_model_that_is_not_there(options: EvaluationOptions):
+    with pytest.raises(ModelError):
+        run_evaluation(replace(options, codecs=(PqmimCodec("nothing.safetensors"),)))
+
+
 def test_published_curves_come_with_kodak_only(tmp_path: Path):
     write_photos(tmp_path / "kodak", number=1, size=(16, 16))
     for number in range(1, 25):
-        (tmp_path / "kodak" / f"kodim{number:02d}.png").write_bytes(
-            (tmp_path / "kodak" / "photo0.png").read_bytes()
-        )
+        (tmp_path / "kodak" / f"kodim{number:02d}.png").write_bytes((tmp_path / "kodak" / "photo0.png").read_bytes())
     (tmp_path / "kodak" / "photo0.png").unlink()
     options = EvaluationOptions(
         tmp_path / "kodak", tmp_path / "out", (StandInCodec(),), metrics=("psnr",), is_quiet=True
@@ -245,8 +283,6 @@ def test_published_curves_come_with_kodak_only(tmp_path: Path):
 
 
 def test_importing_brings_no_torch():
-    code = (
-        "import sys, pqmim.evaluate, pqmim.ablation, pqmim.benchmark, pqmim.report;"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, pqmim.evaluate, pqmim.ablation, pqmim.benchmark, pqmim.report;sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -30,9 +30,7 @@ from pqmim.image_io import (
 def gradient(height: int = 24, width: int = 37) -> NDArray[np.uint8]:
     """A (height, width, 3) picture without symmetry."""
     rows, columns = np.mgrid[:height, :width]
-    return np.stack((rows * 255 // height, columns * 255 // width, (rows * columns) % 256), axis=2).astype(
-        np.uint8
-    )
+    return np.stack((rows * 255 // height, columns * 255 // width, (rows * columns) % 256), axis=2).astype(np.uint8)
 
 
 def file_of(image: Image.Image, image_format: str, **options: Any) -> bytes:
@@ -43,9 +41,7 @@ def file_of(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 def png_of_16_bit_grey(samples: NDArray[np.uint16], transparent: int | None = None) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     height, width = samples.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
@@ -74,9 +70,7 @@ def test_a_picture_from_every_kind_of_argument(tmp_path: Path) -> None:
             assert (picture.rgb == rgb).all()
 
 
-@pytest.mark.parametrize(
-    "image_format", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "JPEG", "JPEG2000", "AVIF", "GIF"]
-)
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "JPEG", "JPEG2000", "AVIF", "GIF"])
 def test_formats(image_format: str) -> None:
     rgb = gradient()
     picture = load_picture(file_of(Image.fromarray(rgb), image_format))
@@ -217,9 +211,7 @@ def linear_profile() -> bytes:
         if name in (b"rTRC", b"gTRC", b"bTRC"):
             profile[offset : offset + size] = (b"curv" + bytes(8)).ljust(size, b"\0")
         elif name == b"desc":
-            profile[offset : offset + size] = profile[offset : offset + size].replace(
-                b"\0s\0R\0G\0B", b"\0l\0i\0n\0 "
-            )
+            profile[offset : offset + size] = profile[offset : offset + size].replace(b"\0s\0R\0G\0B", b"\0l\0i\0n\0 ")
     return bytes(profile)
 
 

@@ -47,8 +47,7 @@ def test_ssimulacra2_follows_quality():
     image = photo(64, 72)
     noise = np.random.default_rng(1).normal(0, 1, image.shape)
     scores = [
-        compute_metric("ssimulacra2", image, np.clip(image + s * noise, 0, 255).astype(np.uint8))
-        for s in (0, 4, 16)
+        compute_metric("ssimulacra2", image, np.clip(image + s * noise, 0, 255).astype(np.uint8)) for s in (0, 4, 16)
     ]
     assert scores[0] == pytest.approx(100)
     assert scores == sorted(scores, reverse=True)

@@ -61,8 +61,7 @@ def test_constraints_cover_all_that_the_dev_extra_installs() -> None:
 
 def test_the_container_the_range_coder_and_image_files_do_not_import_torch() -> None:
     code = (
-        "import sys, pqmim.errors, pqmim.bitstream, pqmim.range_coding, pqmim.image_io;"
-        "sys.exit('torch' in sys.modules)"
+        "import sys, pqmim.errors, pqmim.bitstream, pqmim.range_coding, pqmim.image_io;sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "src")
 

@@ -19,9 +19,7 @@ EXAMPLE_TOKENS = np.array([2, 0, 3, 1])
 EXAMPLE_PAYLOAD = bytes.fromhex("FFFEC2")
 
 
-def decode_as_the_format_page_says(
-    payload: bytes, frequencies: NDArray[np.int32]
-) -> list[tuple[int, int, int, int]]:
+def decode_as_the_format_page_says(payload: bytes, frequencies: NDArray[np.int32]) -> list[tuple[int, int, int, int]]:
     """A second decoder, written from docs/format.md and sharing nothing with the first.
 
     Returns offset, range, offset // scale and token, for each token.

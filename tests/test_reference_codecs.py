@@ -87,14 +87,12 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Image.
     _program(
         tmp_path,
         "cjpeg",
-        "from PIL import Image\n"
-        "if arguments == ['-version']: sys.exit('mozjpeg version 4.1.1 (build 1)')\n" + jpeg,
+        "from PIL import Image\nif arguments == ['-version']: sys.exit('mozjpeg version 4.1.1 (build 1)')\n" + jpeg,
     )
     _program(
         tmp_path,
         "cjxl",
-        "import shutil\nif arguments == ['--version']: sys.exit('cjxl v0.11')\n"
-        "shutil.copy(arguments[0], arguments[1])",
+        "import shutil\nif arguments == ['--version']: sys.exit('cjxl v0.11')\nshutil.copy(arguments[0], arguments[1])",
     )
     _program(tmp_path, "djxl", "import shutil; shutil.copy(arguments[0], arguments[1])")
 

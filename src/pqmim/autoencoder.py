@@ -110,7 +110,8 @@ class Analysis(nn.Module):
         learned = self.head(self.convolutional(x))
         with torch.autocast(x.device.type, enabled=False):  # few operations, but they carry the means: full precision
             linear = _blocks(x) @ (self.linear_gain * self.linear).t()
-        return linear.permute(0, 3, 1, 2) + learned.float()
+        z: Tensor = linear.permute(0, 3, 1, 2) + learned.float()
+        return z
 
 
 class Synthesis(nn.Module):

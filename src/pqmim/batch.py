@@ -188,9 +188,7 @@ def plan_jobs(
     return jobs
 
 
-def find_files(
-    inputs: Sequence[Path], suffixes: frozenset[str], reporter: Reporter
-) -> list[tuple[Path, Path]]:
+def find_files(inputs: Sequence[Path], suffixes: frozenset[str], reporter: Reporter) -> list[tuple[Path, Path]]:
     """Replace folders by the files below them that have one of the suffixes and do not begin with a dot.
 
     Returns:
@@ -240,6 +238,7 @@ def run_jobs(
 
     Raises:
         ModelError, ConfigError: the model or the device cannot be used, so no other file can be done either.
+        BrokenPipeError: nobody reads stdout any more.
     """
     sources = {_identity(job.source) for job in jobs}
     reporter.to_stderr = any(job.target == STANDARD_STREAM for job in jobs)
@@ -248,7 +247,7 @@ def run_jobs(
             name = "stdin" if job.source == STANDARD_STREAM else str(job.source)
             try:
                 _run_job(job, name, convert, sources=sources, force=force, reporter=reporter)
-            except (ModelError, ConfigError):
+            except (ModelError, ConfigError, BrokenPipeError):
                 raise
             except Exception as error:
                 reporter.failure(name, error)

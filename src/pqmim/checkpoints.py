@@ -15,7 +15,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pqmim.config import EntropyModelConfig, QualityRange, TokenizerConfig
+from pydantic import ValidationError
+
+from pqmim.config import ConfigType, EntropyModelConfig, QualityRange, TokenizerConfig
 from pqmim.errors import ModelError, ModelMismatchError, OutputError
 
 if TYPE_CHECKING:  # the table of models is read without torch
@@ -134,6 +136,13 @@ def compute_model_id(config: dict[str, Any], tensors: dict[str, Tensor]) -> byte
     return digest.digest()[:MODEL_ID_BYTES]
 
 
+def _validate(kind: type[ConfigType], settings: object, path: Path) -> ConfigType:
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise ModelError(f"{path}: configuration of another version of pqmim") from error
+
+
 def _tokenizer_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """State of a tokenizer as stored: floats in half precision, index buffers as they are."""
     return {
@@ -158,14 +167,15 @@ def _build_tokenizer(config: TokenizerConfig, tensors: dict[str, Tensor], path: 
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = path.with_name(path.name + ".tmp")
     try:
         save_file(tensors, temporary, metadata={"pqmim": json.dumps(metadata, sort_keys=True)})
         os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -192,12 +202,17 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
         ModelError: missing, damaged, or not a tokenizer.
     """
     metadata, tensors = _read(path)
-    config = TokenizerConfig.model_validate(metadata["config"]["tokenizer"])
+    config = _validate(TokenizerConfig, metadata["config"]["tokenizer"], path)
     return _build_tokenizer(config, tensors, path), metadata["facts"]
 
 
 def save_model(
-    path: Path, name: str, tokenizer: Tokenizer, entropy_model: EntropyModel, quality: QualityRange, facts: dict[str, Any]
+    path: Path,
+    name: str,
+    tokenizer: Tokenizer,
+    entropy_model: EntropyModel,
+    quality: QualityRange,
+    facts: dict[str, Any],
 ) -> bytes:
     """Export a trained pair to a model file; returns its model id."""
     from pqmim.exact_inference import export
@@ -232,9 +247,9 @@ def load_model(path: Path) -> LoadedModel:
     return LoadedModel(
         name=metadata["name"],
         model_id=model_id,
-        tokenizer=_build_tokenizer(TokenizerConfig.model_validate(config["tokenizer"]), tensors, path),
-        entropy_config=EntropyModelConfig.model_validate(config["entropy"]),
+        tokenizer=_build_tokenizer(_validate(TokenizerConfig, config["tokenizer"], path), tensors, path),
+        entropy_config=_validate(EntropyModelConfig, config["entropy"], path),
         entropy_tensors={n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)},
-        quality=QualityRange.model_validate(config["quality"]),
+        quality=_validate(QualityRange, config["quality"], path),
         facts=metadata["facts"],
     )

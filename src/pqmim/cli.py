@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +24,12 @@ from pqmim.batch import Job, Reporter, Result, UsageError, find_files, plan_jobs
 from pqmim.bitstream import MAGIC, VERSION, Container, parse
 
 if TYPE_CHECKING:
+    from pqmim.benchmark import Benchmark
     from pqmim.codec import Codec
+    from pqmim.evaluate import Evaluation, EvaluationOptions, PqmimCodec
 
+DEFAULT_MODEL = "small"
+BD_RATE_METRICS = ("psnr-rgb", "ms-ssim-rgb")
 PQM = frozenset({".pqm"})
 NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """What Pillow recognizes but cannot, or not everywhere, turn into pixels; left alone in folders."""
@@ -49,14 +54,10 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-Inputs = Annotated[
-    list[str], typer.Argument(metavar="IN", help="Files or folders; '-' is stdin.", show_default=False)
-]
+Inputs = Annotated[list[str], typer.Argument(metavar="IN", help="Files or folders; '-' is stdin.", show_default=False)]
 Output = Annotated[
     str | None,
-    typer.Option(
-        "-o", "--output", metavar="OUT", help="File, folder, or '-' for stdout. [default: beside the input]"
-    ),
+    typer.Option("-o", "--output", metavar="OUT", help="File, folder, or '-' for stdout. [default: beside the input]"),
 ]
 Quality = Annotated[
     float, typer.Option("-q", "--quality", min=0, max=100, help="Higher is better and larger; any number.")
@@ -68,9 +69,8 @@ DecodingModel = Annotated[
     str | None,
     typer.Option("-m", "--model", metavar="MODEL", help="Name or path. [default: the one in the file]"),
 ]
-DeviceOption = Annotated[
-    Device, typer.Option(help="Where the networks run; auto takes a GPU if there is one.")
-]
+DeviceOption = Annotated[Device, typer.Option(help="Where the networks run; auto takes a GPU if there is one.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse larger images.")]
 Force = Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing outputs.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per result instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
@@ -106,8 +106,9 @@ def encode(
     inputs: Inputs,
     output: Output = None,
     quality: Quality = 50.0,
-    model: EncodingModel = "small",
+    model: EncodingModel = DEFAULT_MODEL,
     device: DeviceOption = Device.AUTO,
+    max_pixels: MaxPixels = 100_000_000,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -122,7 +123,7 @@ def encode(
         codec = codecs.named(model)
 
         def make_result() -> Result:
-            coded = codec.encode(data, quality=quality)
+            coded = codec.encode(data, quality=quality, max_pixels=max_pixels)
             return Result(*_file_summary(parse(coded), len(coded)), coded)
 
         return make_result
@@ -137,7 +138,7 @@ def decode(
     output: Output = None,
     model: DecodingModel = None,
     device: DeviceOption = Device.AUTO,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 100_000_000,
+    max_pixels: MaxPixels = 100_000_000,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -189,7 +190,7 @@ def tokens(
         import numpy as np
 
         is_coded = data.startswith(MAGIC)
-        codec = codecs.for_file(parse(data)) if is_coded else codecs.named(model or "small")
+        codec = codecs.for_file(parse(data)) if is_coded else codecs.named(model or DEFAULT_MODEL)
 
         def make_result() -> Result:
             grid = codec.decode_tokens(data) if is_coded else codec.encode_tokens(data, quality=quality)
@@ -277,6 +278,117 @@ def selftest(device: DeviceOption = Device.AUTO, verbose: Verbose = 0) -> None:
     _exit(reporter)
 
 
+OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the results.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-m", "--model", metavar="MODEL", help="Name or path; repeatable. [default: small, if no --reference]"
+    ),
+]
+References = Annotated[
+    str, typer.Option(metavar="NAMES", help="Other codecs, such as jpeg,webp,avif; all = every one.")
+]
+
+
+@app.command("eval")
+def evaluate(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of images.", show_default=False)],
+    output: OutputFolder,
+    models: Models = None,
+    reference: References = "",
+    quality_grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GRID", help="10,30,50 for the models, jpeg:5,10,20 for a codec; repeatable."),
+    ] = None,
+    metrics: Annotated[str, typer.Option(metavar="NAMES", help="What is measured.")] = "psnr-rgb,psnr-y,ms-ssim-rgb",
+    anchor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Curve to compare with. [default: published BPG, or the first]"),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Weights of perceptual metrics.", show_default=False)
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html and the figures.")] = True,
+    ablation: Annotated[bool, typer.Option(help="Show where the models' bits go, and nothing else.")] = False,
+    device: DeviceOption = Device.AUTO,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Images at a time.")] = 1,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Measure models and other codecs on a data set: real files, decoded again."""
+    reporter = Reporter(quiet=quiet, verbosity=verbose)
+    is_quiet = quiet or not sys.stdout.isatty()
+    with _one_line_errors(reporter):
+        from pqmim.evaluate import EvaluationOptions, parse_qualities, run_evaluation
+        from pqmim.reference_codecs import reference_codecs
+
+        references = reference_codecs(_names(reference))
+        own = _own_codecs(models, device, has_references=bool(references))
+        if ablation:
+            _run_ablation(dataset, output, own, is_quiet=is_quiet)
+            return
+        options = EvaluationOptions(
+            dataset=dataset,
+            output=output,
+            codecs=(*own, *references),
+            qualities=parse_qualities(quality_grid or ()),
+            metrics=_names(metrics),
+            jobs=jobs,
+            weights=weights,
+            is_quiet=is_quiet,
+        )
+        evaluation = run_evaluation(options)
+        _print_evaluation(evaluation, anchor, reporter)
+        if report:
+            _write_report(evaluation, options, anchor)
+
+
+@app.command()
+def bench(
+    output: OutputFolder,
+    models: Models = None,
+    reference: References = "",
+    sizes: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Sides of the square images, pixels.")
+    ] = "256,512,1024,2048,4096",
+    threads: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of threads; 0 = all cores.")] = "1,0",
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Photo to use instead of noise.", show_default=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 3,
+    time_limit: Annotated[float, typer.Option(metavar="S", min=0, help="Seconds for one measurement.")] = 300.0,
+    device: DeviceOption = Device.AUTO,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Time encoding and decoding, and measure the memory they take."""
+    reporter = Reporter(quiet=quiet, verbosity=verbose)
+    side_lengths, thread_counts = (_whole_numbers(text) for text in (sizes, threads))
+    with _one_line_errors(reporter):
+        from pqmim.benchmark import BenchmarkOptions, pqmim_factory, reference_factory, run_benchmark
+        from pqmim.reference_codecs import reference_codecs
+        from pqmim.report import write_benchmark_figures
+
+        references = [codec.name for codec in reference_codecs(_names(reference))]
+        own = _own_codecs(models, device, has_references=bool(references))
+        options = BenchmarkOptions(
+            output=output,
+            codecs=(
+                *(pqmim_factory(codec.model, device=codec.device) for codec in own),
+                *(reference_factory(name) for name in references),
+            ),
+            sizes=side_lengths,
+            threads=thread_counts,
+            image=image,
+            repeats=repeats,
+            time_limit=time_limit,
+            is_quiet=quiet or not sys.stdout.isatty(),
+        )
+        benchmark = run_benchmark(options)
+        _print_benchmark(benchmark, reporter)
+        write_benchmark_figures(benchmark, output)
+
+
 Recipe = Annotated[Path, typer.Option("-c", "--config", metavar="RECIPE", help="YAML file of settings.")]
 Overrides = Annotated[
     list[str] | None,
@@ -289,9 +401,7 @@ Resume = Annotated[
 
 
 @train_app.command("tokenizer")
-def train_tokenizer(
-    recipe: Recipe, overrides: Overrides = None, resume: Resume = None, verbose: Verbose = 0
-) -> None:
+def train_tokenizer(recipe: Recipe, overrides: Overrides = None, resume: Resume = None, verbose: Verbose = 0) -> None:
     """Train transforms and codebooks."""
     with _one_line_errors(Reporter(verbosity=verbose)):
         from pqmim.config import TokenizerTraining, load_config
@@ -303,9 +413,7 @@ def train_tokenizer(
 
 
 @train_app.command("entropy")
-def train_entropy(
-    recipe: Recipe, overrides: Overrides = None, resume: Resume = None, verbose: Verbose = 0
-) -> None:
+def train_entropy(recipe: Recipe, overrides: Overrides = None, resume: Resume = None, verbose: Verbose = 0) -> None:
     """Train the entropy model on the tokens of a trained tokenizer."""
     with _one_line_errors(Reporter(verbosity=verbose)):
         from pqmim.config import EntropyTraining, load_config
@@ -324,6 +432,80 @@ def _train(train: Callable[[], Path]) -> None:
         typer.echo(train())
     except TimeIsUp as stop:
         typer.echo(str(stop))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Split a list of names at its commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 1,2,4") from None
+
+
+def _own_codecs(models: list[str] | None, device: Device, *, has_references: bool) -> list[PqmimCodec]:
+    """Return the pqmim models to measure, after a look whether they can be loaded."""
+    from pqmim.evaluate import PqmimCodec
+
+    names = models or ([] if has_references else [DEFAULT_MODEL])
+    codecs = [PqmimCodec(name, device.value) for name in names]
+    for codec in codecs:
+        codec.loaded()  # a model that is not there is an error, a reference codec that is not there is none
+    return codecs
+
+
+def _print_evaluation(evaluation: Evaluation, anchor: str | None, reporter: Reporter) -> None:
+    """Print BD-rates, and what could not be measured."""
+    from pqmim.report import bd_rate_table
+
+    for key in BD_RATE_METRICS:
+        if not reporter.quiet and any(key in curve.metrics for curve in evaluation.curves):
+            typer.echo(bd_rate_table(evaluation, anchor=anchor, key=key))
+    for name, reason in evaluation.missing.items():
+        reporter.warning(name, f"not measured: {reason}")
+
+
+def _write_report(evaluation: Evaluation, options: EvaluationOptions, anchor: str | None) -> None:
+    """Write the page and the figures into the folder of the evaluation."""
+    from pqmim.report import ReportOptions, write_figures, write_report
+
+    if any("psnr-rgb" in curve.metrics for curve in evaluation.curves):
+        page = ReportOptions(
+            output=options.output / "report.html",
+            title=f"pqmim on {evaluation.dataset}",
+            dataset=options.dataset,
+            codecs=tuple(codec for codec in options.codecs if codec.missing() is None),
+            anchor=anchor,
+        )
+        write_report(evaluation, page)
+    write_figures(evaluation, options.output)
+
+
+def _run_ablation(dataset: Path, output: Path, codecs: list[PqmimCodec], *, is_quiet: bool) -> None:
+    """Write and print the table of where the bits go."""
+    from pqmim.ablation import AblationOptions, ModelVariant, ablation_table, run_ablation
+
+    variants = tuple(ModelVariant(codec) for codec in codecs)
+    typer.echo(ablation_table(run_ablation(AblationOptions(dataset, output, variants, is_quiet=is_quiet))))
+
+
+def _print_benchmark(benchmark: Benchmark, reporter: Reporter) -> None:
+    """Print one line for each measurement."""
+    for timing in benchmark.timings:
+        if timing.encode_seconds is None or timing.decode_seconds is None:
+            text = timing.problem or ""
+        else:
+            text = f"encode {timing.encode_seconds:.2f} s  decode {timing.decode_seconds:.2f} s"
+            text += f"  peak memory {(timing.process_memory or 0) / 2**20:,.0f} MiB"
+        where = f"{timing.size} x {timing.size}  {timing.threads} threads"
+        reporter.result(timing.codec, f"{where}  {text}", {})
+    for name, reason in benchmark.missing.items():
+        reporter.warning(name, f"not measured: {reason}")
+    if "warning" in benchmark.machine:
+        reporter.warning("machine", benchmark.machine["warning"])
 
 
 class _Codecs:
@@ -425,7 +607,7 @@ def _one_line_errors(reporter: Reporter) -> Iterator[None]:
     """Turn an error that ends the whole call into one line and exit code 1."""
     try:
         yield
-    except typer.Exit:
+    except (typer.Exit, BrokenPipeError):  # typer ends quietly when nobody reads stdout any more
         raise
     except Exception as error:
         reporter.failure(None, error)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pqmim.errors import ConfigError
+
+MAX_INNER = 1040
+"""Largest inner dimension of the entropy model's integer products: 1040 * 127^2 < 2^24 (`exact_inference`)."""
 
 
 class Config(BaseModel):
@@ -55,23 +58,39 @@ class TokenizerConfig(Config):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
 
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.autoencoder.latent_channels + self.quantizer.num_subquantizers > MAX_INNER:
+            raise ValueError(f"latent_channels + num_subquantizers must be at most {MAX_INNER}")
+        return self
+
 
 class EntropyModelConfig(Config):
     """The masked transformer."""
 
     width: int = 192
-    """Channels of the residual stream; a multiple of `head_width`."""
+    """Channels of the residual stream; a multiple of `head_width` and of 16."""
     num_layers: int = Field(5, ge=1)
+    attention_every: int = Field(2, ge=1)
+    """Layers 0, n, 2n, ... have attention; the others mix neighbors by shifted channels alone."""
     head_width: int = 32
     """Channels of an attention head."""
-    mlp_ratio: int = 3
+    mlp_ratio: int = 4
     """Hidden channels of the feed-forward part, in widths."""
     window: int = 8
-    """Side of the attention windows, positions; every other layer is shifted by half."""
+    """Side of the attention windows, positions; every other attention is shifted by half."""
     token_rank: int = 24
     """Inner dimension between a head output and the factors of the codewords."""
-    num_groups: int = Field(2, ge=1)
-    """Groups of sub-quantizers in the schedule; crossed with the five quincunx steps."""
+    group_steps: tuple[int, ...] = (5, 2, 1)
+    """Groups of sub-quantizers in the schedule, and the steps of each (`schedule.Schedule`)."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.width % self.head_width or self.width % 16:
+            raise ValueError("width must be a multiple of head_width and of 16")
+        if max(self.width * self.mlp_ratio, self.window**2, self.token_rank) > MAX_INNER:
+            raise ValueError(f"width * mlp_ratio, window^2 and token_rank must be at most {MAX_INNER}")
+        return self
 
 
 class QualityRange(Config):
@@ -210,9 +229,9 @@ def load_config(kind: type[ConfigType], path: Path, overrides: Sequence[str] = (
         return kind.model_validate(OmegaConf.to_container(merged, resolve=True))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {setting}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+    except (YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:  # the last two: a list, no text
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error

@@ -8,7 +8,6 @@ resumed run sees exactly the crops that an uninterrupted one would have seen.
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pqmim.errors import ConfigError, ImageError, PqmimError
+from pqmim.errors import ConfigError, PqmimError
 from pqmim.image_io import load_picture
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".ppm"})

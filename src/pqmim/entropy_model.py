@@ -54,13 +54,20 @@ class EntropyModel(nn.Module):
         super().__init__()
         self.config = config
         self.runs = runs
-        self.schedule = Schedule(num_subquantizers, min(config.num_groups, num_subquantizers))
+        self.schedule = Schedule(num_subquantizers, config.group_steps)
         self.num_subquantizers, self.num_codewords = num_subquantizers, num_codewords
         self.register_buffer("token_values", torch.zeros(num_codewords, num_kept))
         self.embed = QuantizableLinear(num_kept + num_subquantizers, config.width)
         self.layers = nn.ModuleList(
-            TransformerLayer(config.width, config.head_width, config.mlp_ratio, config.window)
-            for _ in range(config.num_layers)
+            TransformerLayer(
+                config.width,
+                config.head_width,
+                config.mlp_ratio,
+                config.window,
+                has_attention=index % config.attention_every == 0,
+                is_last=index == config.num_layers - 1,
+            )
+            for index in range(config.num_layers)
         )
         self.head = QuantizableLinear(config.width, num_subquantizers * config.token_rank)
         self.token_factors = nn.Parameter(torch.zeros(num_subquantizers, num_codewords, config.token_rank))
@@ -100,9 +107,7 @@ class EntropyModel(nn.Module):
         Returns:
             (B, h, w, D' + M) float32: codeword values (0 if unknown), then one known-flag per sub-quantizer.
         """
-        parts = [
-            self.token_values[:, run][tokens[:, m]] * known[:, m, :, :, None] for m, run in enumerate(self.runs)
-        ]
+        parts = [self.token_values[:, run][tokens[:, m]] * known[:, m, :, :, None] for m, run in enumerate(self.runs)]
         return torch.cat([*parts, known.permute(0, 2, 3, 1).float()], dim=-1)
 
     def hidden(self, features: Tensor, *, simulate: bool = False) -> Tensor:
@@ -112,10 +117,10 @@ class EntropyModel(nn.Module):
             WindowPartition(height, width, self.config.window, shifted, features.device) for shifted in (False, True)
         ]
         h = self.embed(features, simulate).float()
+        if simulate:
+            h = round_through(h * (1 / RESIDUAL_UNIT)) * RESIDUAL_UNIT
         for index, layer in enumerate(self.layers):
-            h = layer(h, partitions[index % 2], simulate)
-            if simulate:
-                h = round_through(h * (1 / RESIDUAL_UNIT)) * RESIDUAL_UNIT
+            h = layer(h, partitions[index // self.config.attention_every % 2], simulate)
         return normalize(h, simulate=simulate)
 
     def logits(self, hidden: Tensor, first: int, last: int, *, simulate: bool = False) -> Tensor:

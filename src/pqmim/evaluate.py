@@ -55,9 +55,7 @@ if TYPE_CHECKING:
 
 DEFAULT_METRICS = ("psnr-rgb", "psnr-y", "ms-ssim-rgb")
 TIMING_KEYS = ("encoding_time", "decoding_time")
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".ppm", ".jp2"}
-)
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".ppm", ".jp2"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class PqmimCodec:
     Attributes:
         model: name of a shipped model, or path of a weights file.
         device: "auto", "cpu" or "cuda".
-        label: name in results and legends; by default `pqmim-` and the name of the model.
+        label: name in results and legends; by default `pqmim-` and the name of the model or its folder.
     """
 
     model: str
@@ -78,24 +76,28 @@ class PqmimCodec:
 
     @property
     def name(self) -> str:
-        return self.label if self.label is not None else f"pqmim-{Path(self.model).stem}"
+        if self.label is not None:
+            return self.label
+        path = Path(self.model)
+        # Training writes every model as "model.safetensors": the folder is what tells them apart.
+        return f"pqmim-{path.resolve().parent.name if path.stem == 'model' else path.stem}"
+
+    def loaded(self) -> Codec:
+        """The codec itself; loaded once per process."""
+        return _load_codec(self.model, self.device)
 
     def missing(self) -> str | None:
-        try:
-            _load_codec(self.model, self.device)
-        except PqmimError as error:
-            return str(error)
-        return None
+        return None  # a model that cannot be loaded is an error, which `description` raises
 
     def description(self) -> str:
-        codec = _load_codec(self.model, self.device)
+        codec = self.loaded()
         return f"pqmim {__version__}, model {codec.name} ({codec.model_id.hex()}), device {self.device}"
 
     def encode(self, image: Image.Image, quality: float) -> bytes:
-        return _load_codec(self.model, self.device).encode(image, quality=quality)
+        return self.loaded().encode(image, quality=quality)
 
     def decode(self, data: bytes) -> Image.Image:
-        return _load_codec(self.model, self.device).decode(data).convert("RGB")
+        return self.loaded().decode(data).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Curve:
         description: settings and versions, or the source.
         bpp: bits per pixel of real files.
         metrics: metric key -> one value per rate.
+        qualities: the codec's setting at each rate; empty for published curves.
     """
 
     name: str
@@ -139,6 +142,7 @@ class Curve:
     description: str
     bpp: tuple[float, ...]
     metrics: Mapping[str, tuple[float, ...]]
+    qualities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ class Evaluation:
     Attributes:
         dataset: name of the data set.
         images: image name -> SHA-256.
-        curves: measured codecs in the order they were added; published ones last.
+        curves: pqmim models, other measured codecs as they were added, published ones last.
         rows: every measurement (see `per_image.json`).
         missing: codec or metric -> why there are no numbers of it.
         folders: where the measured files are.
@@ -177,9 +181,7 @@ def parse_qualities(texts: Iterable[str]) -> dict[str, tuple[float, ...]]:
         try:
             grids[name] = tuple(sorted({float(number) for number in numbers.split(",")}))
         except ValueError:
-            raise ConfigError(
-                f"a quality grid is NUMBER,NUMBER,... or CODEC:NUMBER,..., not {text!r}"
-            ) from None
+            raise ConfigError(f"a quality grid is NUMBER,NUMBER,... or CODEC:NUMBER,..., not {text!r}") from None
     return grids
 
 
@@ -205,6 +207,7 @@ def run_evaluation(options: EvaluationOptions) -> Evaluation:
 
     Raises:
         ConfigError: the options contradict each other, or the folder holds another data set.
+        ModelError: a model cannot be loaded.
         MissingExtraError: a perceptual metric was asked for whose package is absent.
         ImageError: an image cannot be read, or a codec fails on it.
     """
@@ -215,28 +218,17 @@ def run_evaluation(options: EvaluationOptions) -> Evaluation:
 
     images = find_images(options.dataset)
     hashes = {name: _sha256(file.read_bytes()) for name, file in images.items()}
-    manifest = _open_manifest(options, hashes)
+    _open_manifest(options, hashes)  # refuses another data set's folder
     present: list[ImageCodec] = []
     for codec in options.codecs:
         reason = codec.missing()
         if reason is None:
             present.append(codec)
-            manifest["missing"].pop(codec.name, None)
         else:
             missing[codec.name] = reason
     if len({codec.name for codec in present}) < len(present):
         raise ConfigError("two codecs have one name: give one of the models a label")
-
-    for codec in present:
-        manifest["codecs"][codec.name] = {
-            "description": codec.description(),
-            "extension": codec.extension,
-            "qualities": list(_qualities(codec, options)),
-        }
-    for key in keys:
-        manifest["missing"].pop(key, None)
-    manifest["missing"].update(missing)
-    manifest["metrics"] = [key for key in METRICS if key in {*manifest["metrics"], *keys}]
+    descriptions = {codec.name: codec.description() for codec in present}
 
     pixel_keys = tuple(key for key in keys if not METRICS[key].of_sets)
     tasks = [
@@ -254,6 +246,16 @@ def run_evaluation(options: EvaluationOptions) -> Evaluation:
             for quality in _qualities(codec, options):
                 _measure_sets(options.output, codec, quality, images, set_keys, options.weights)
 
+    # Read again, since another run may have added codecs meanwhile.
+    manifest = _open_manifest(options, hashes)
+    for name in (*keys, *(codec.name for codec in present)):
+        manifest["missing"].pop(name, None)
+    manifest["missing"].update(missing)
+    for codec in present:
+        manifest["codecs"][codec.name] = {
+            "description": descriptions[codec.name],
+            "qualities": list(_qualities(codec, options)),
+        }
     _write_json(options.output / "evaluation.json", manifest)
     _write_results(options.output, manifest)
     return load_evaluations((options.output,))
@@ -291,6 +293,7 @@ def load_evaluations(folders: Sequence[Path]) -> Evaluation:
                 description=content["description"],
                 bpp=tuple(results["bpp"]),
                 metrics={key: tuple(results[key]) for key in METRICS if key in results},
+                qualities=tuple(results["quality"]),
             )
         rows += [
             {**row, "folder": str(folder)}
@@ -304,7 +307,8 @@ def load_evaluations(folders: Sequence[Path]) -> Evaluation:
             curves[published.name] = Curve(
                 published.name, "published", published.source, published.bpp, published.metrics
             )
-    return Evaluation(dataset, images, tuple(curves.values()), tuple(rows), missing, tuple(folders))
+    in_order = sorted(curves.values(), key=lambda curve: not curve.name.startswith("pqmim"))
+    return Evaluation(dataset, images, tuple(in_order), tuple(rows), missing, tuple(folders))
 
 
 def bd_rates(curves: Iterable[Curve], anchor: Curve, key: str) -> dict[str, BdRate]:
@@ -314,9 +318,7 @@ def bd_rates(curves: Iterable[Curve], anchor: Curve, key: str) -> dict[str, BdRa
         key: of the metric. MS-SSIM is compared in dB; a metric that falls with quality is negated.
     """
     return {
-        curve.name: bd_rate(
-            anchor.bpp, comparable_quality(anchor, key), curve.bpp, comparable_quality(curve, key)
-        )
+        curve.name: bd_rate(anchor.bpp, comparable_quality(anchor, key), curve.bpp, comparable_quality(curve, key))
         for curve in curves
         if key in curve.metrics and curve.name != anchor.name
     }
@@ -362,7 +364,6 @@ def _open_manifest(options: EvaluationOptions, hashes: Mapping[str, str]) -> dic
     return {
         "dataset": options.dataset.resolve().name,
         "images": dict(hashes),
-        "metrics": [],
         "codecs": {},
         "missing": {},
     }
@@ -572,9 +573,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: record[key] for key in first}, **record["metrics"], **timings}
 
 
-def _mean_point(
-    records: Sequence[Mapping[str, Any]], output: Path, quality: float
-) -> dict[str, float | None]:
+def _mean_point(records: Sequence[Mapping[str, Any]], output: Path, quality: float) -> dict[str, float | None]:
     """Means over images: of bpp and of every metric that is defined for all of them."""
     point: dict[str, float | None] = {"quality": quality}
     point["bpp"] = float(np.mean([record["bpp"] for record in records]))

@@ -9,15 +9,17 @@ tokens and frequencies is an integer, and only four kinds of operation occur, ea
    attention weights (<= 127) and values (<= 127) over at most 1,040 keys are covered by the same bound.
 2. *Integer sums.* Sums of squares of the residual stream (<= 2^40 each) run in float64 and stay below 2^53: exact in any
    order. Sums of attention weights and of exponentials (<= 2^15 each) stay below 2^24 or run in float64.
-3. *Table look-ups*: GELU and the two exponentials. The tables are integers stored with the weights, not recomputed.
+3. *Table look-ups*: the two exponentials. The tables are integers stored with the weights, not recomputed.
 4. *Single IEEE 754 operations*, one multiplication, division or square root of exactly represented operands, correctly
    rounded by the standard on every machine and followed by `round` (half to even), `floor` or `clamp`. Each is a
-   kernel of its own: nothing is fused or reduced. `torch.addmm`, `addcmul`, `rsqrt`, `exp` and `softmax` do not occur.
+   kernel of its own: nothing is fused or reduced. `torch.addmm`, `addcmul`, `rsqrt`, `exp` and `softmax` do not occur,
+   nor does `torch.sqrt` on a CPU (MKL's is not correctly rounded) or `number / tensor` (a reciprocal and a product).
 
 Where floats carry integers they carry integers below 2^24 (float32) or 2^53 (float64).
 
-The products (1) run through one of three kernels that give the same integers: "int8" (`torch._int_mm`; CPU and CUDA),
-"float32" and "float64" (the oracle). TF32 would be harmless, since 8-bit operands fit it and sums are kept in float32.
+The products (1) run through one of three kernels that give the same integers: "int8" (`torch._int_mm`; CPU and CUDA,
+where a trial shows that it does not saturate), "float32" and "float64" (the oracle). TF32 and bfloat16 multiplication
+would be harmless, since 8-bit operands fit them and sums are kept in float32; autocast, which rounds sums, is turned off.
 `PQMIM_KERNEL` overrides the choice. docs/exactness.md has the argument at length.
 """
 
@@ -25,13 +27,17 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pqmim.config import EntropyModelConfig
+from pqmim.config import MAX_INNER, EntropyModelConfig
 from pqmim.entropy_model import EntropyModel
 from pqmim.errors import ConfigError, ModelError
 from pqmim.layers import (
@@ -44,6 +50,7 @@ from pqmim.layers import (
     RESIDUAL_UNIT,
     SCORE_UNIT,
     QuantizableLinear,
+    TransformerLayer,
     WindowPartition,
     quantize_weight,
     relative_index,
@@ -52,25 +59,61 @@ from pqmim.layers import (
 from pqmim.range_coding import PRECISION
 from pqmim.schedule import Schedule, Step, positions_of
 
-MAX_INNER = 1040
-"""Largest inner dimension of a product: 1040 * 127^2 < 2^24."""
 KERNELS = ("int8", "float32", "float64")
 EXPONENTIAL_ONE = 1 << 15
 """Table value of the most probable token."""
+POSITION_BIAS_MAX = 1 << 15
+"""Largest magnitude of a position bias, in SCORE_UNIT."""
+CHUNK_ROWS = 512
+"""Positions and"""
+CHUNK_WINDOWS = 8
+"""windows worked on at a time: what lies between two products then fits the cache, and memory is bounded."""
+SCALE_MAX = 1 << 30
+"""Largest scale; products with it are far from overflow."""
 
 
 def default_kernel(device: torch.device) -> str:
-    """The fastest kernel of a device; `PQMIM_KERNEL` overrides.
+    """The fastest exact kernel of a device; `PQMIM_KERNEL` overrides.
 
     Raises:
-        ConfigError: `PQMIM_KERNEL` names no kernel.
+        ConfigError: `PQMIM_KERNEL` names no kernel, or one that is not exact here.
     """
     chosen = os.environ.get("PQMIM_KERNEL")
     if chosen is None:
-        return "int8" if device.type in ("cpu", "cuda") else "float32"
+        # Without AVX-512 VNNI torch multiplies int8 in a plain loop.
+        is_fast = device.type == "cuda" or torch.cpu._is_vnni_supported()
+        return "int8" if is_fast and is_int8_exact(device) else "float32"
     if chosen not in KERNELS:
         raise ConfigError(f"PQMIM_KERNEL must be one of {', '.join(KERNELS)}, not {chosen!r}")
+    if chosen not in exact_kernels(device):
+        raise ConfigError(f"PQMIM_KERNEL {chosen} does not give exact products on this machine")
     return chosen
+
+
+def exact_kernels(device: torch.device) -> tuple[str, ...]:
+    """Those of KERNELS that give exact products on a device."""
+    return KERNELS if is_int8_exact(device) else tuple(kernel for kernel in KERNELS if kernel != "int8")
+
+
+@cache
+def is_int8_exact(device: torch.device) -> bool:
+    """Whether `torch._int_mm` gives exact products on a device: tried on the largest operands of all signs.
+
+    It may be missing there (old GPUs), and x86 processors without VNNI add pairs of products in 16 bits, with saturation
+    (pytorch issue 136746; torch goes around it since 2.6, unless the instruction set is limited by environment variables).
+    """
+    for rows, inner, outputs in ((1, MAX_INNER, 8), (32, 64, 192), (300, 192, 64)):
+        x = torch.full((rows, inner), INT8_MAX, dtype=torch.int8, device=device)
+        x[1::2] *= -1
+        weight = torch.full((outputs, inner), INT8_MAX, dtype=torch.int8, device=device)
+        weight[1::2] *= -1
+        try:
+            product = IntegerMatrix(weight, "int8")(x)
+        except RuntimeError:
+            return False
+        if not torch.equal(product, inner * x[:, :1].float() * weight[:, 0].float()):
+            return False
+    return True
 
 
 class IntegerMatrix:
@@ -130,13 +173,20 @@ class ExactLinear:
 
 
 @dataclass
+class ExactAttention:
+    """Window attention."""
+
+    query_key_value: ExactLinear
+    project: ExactLinear
+    position_bias: Tensor
+    """(heads, window^2, window^2) float32, integers in SCORE_UNIT."""
+
+
+@dataclass
 class ExactLayer:
     """One transformer layer."""
 
-    query_key_value: ExactLinear
-    attention_project: ExactLinear
-    position_bias: Tensor
-    """(heads, window^2, window^2) float32, integers in SCORE_UNIT."""
+    attention: ExactAttention | None
     expand: ExactLinear
     project: ExactLinear
 
@@ -154,6 +204,23 @@ class ExactState:
         self.embedded = embedded
 
 
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+def _without_autocast(
+    method: Callable[Concatenate[ExactEntropyModel, Parameters], Returned],
+) -> Callable[Concatenate[ExactEntropyModel, Parameters], Returned]:
+    """Shield a method from an autocast region that a caller may be in: it would round float32 products to 16 bits."""
+
+    @wraps(method)
+    def shielded(self: ExactEntropyModel, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return shielded  # type: ignore[return-value]  # wraps() hides that the method's signature is kept
+
+
 class ExactEntropyModel:
     """The entropy network in exact arithmetic.
 
@@ -164,7 +231,7 @@ class ExactEntropyModel:
         kernel: one of KERNELS; None = `default_kernel`.
 
     Raises:
-        ModelError: a tensor is missing or has the wrong shape or type.
+        ModelError: a tensor is missing, has the wrong type, or holds values for which sums might not be exact.
     """
 
     def __init__(
@@ -179,16 +246,18 @@ class ExactEntropyModel:
         self.config = config
         self.device = device
         self.kernel = kernel or default_kernel(device)
+        # math.sqrt is correctly rounded, `** -0.5` need not be; a float32 number means the same to every kernel.
+        self.score_scale = float(np.float32(ACTIVATION_UNIT**2 / (SCORE_UNIT * math.sqrt(config.head_width))))
         self.runs = runs
         self._tensors = tensors
+        _check_bounds(tensors)
         self.num_subquantizers = len(runs)
         self.num_codewords = tensors["token_values"].shape[0]
-        self.schedule = Schedule(self.num_subquantizers, min(config.num_groups, self.num_subquantizers))
+        self.schedule = Schedule(self.num_subquantizers, config.group_steps)
         self.token_values = self._get("token_values", torch.int8)
         self.embed_weight = self._get("embed.weight", torch.int8)
         self.embed_bias = self._get("embed.bias", torch.int32).float()
         self.embed_scale = self._get("embed.scale", torch.float32)
-        self.gelu_table = self._get("gelu_table", torch.int8)
         self.score_table = self._get("score_table", torch.int32).float()
         self.logit_table = self._get("logit_table", torch.int32).float()
         self.token_bias = self._get("token_bias", torch.int32).float()
@@ -198,12 +267,17 @@ class ExactEntropyModel:
         self.layers = []
         for index in range(config.num_layers):
             prefix = f"layers.{index}."
-            bias = self._get(prefix + "attention.position_bias", torch.int32).float()
+            attention = None
+            if index % config.attention_every == 0:
+                bias = self._get(prefix + "attention.position_bias", torch.int32).float()
+                attention = ExactAttention(
+                    query_key_value=self._linear(prefix + "attention.query_key_value"),
+                    project=self._linear(prefix + "attention.project"),
+                    position_bias=bias[pairs].permute(2, 0, 1).contiguous(),
+                )
             self.layers.append(
                 ExactLayer(
-                    query_key_value=self._linear(prefix + "attention.query_key_value"),
-                    attention_project=self._linear(prefix + "attention.project"),
-                    position_bias=bias[pairs].permute(2, 0, 1).contiguous(),
+                    attention=attention,
                     expand=self._linear(prefix + "feed_forward.expand"),
                     project=self._linear(prefix + "feed_forward.project"),
                 )
@@ -232,6 +306,7 @@ class ExactEntropyModel:
         embedded = self.embed_bias.repeat(height * width, 1)
         return ExactState(height, width, embedded)
 
+    @_without_autocast
     def reveal(self, state: ExactState, positions: Tensor, first: int, last: int, tokens: Tensor) -> None:
         """Make tokens known.
 
@@ -247,6 +322,7 @@ class ExactEntropyModel:
         weight = IntegerMatrix(self.embed_weight[:, columns], self.kernel)
         state.embedded[positions] += weight(torch.cat(values, dim=1)).add_(flags)
 
+    @_without_autocast
     def hidden(self, state: ExactState, positions: Tensor) -> Tensor:
         """Run the network.
 
@@ -260,37 +336,51 @@ class ExactEntropyModel:
         partitions = [WindowPartition(height, width, self.config.window, s, self.device) for s in (False, True)]
         h = (state.embedded * self.embed_scale).round_().clamp_(-RESIDUAL_MAX, RESIDUAL_MAX)
         for index, layer in enumerate(self.layers):
-            partition = partitions[index % 2]
             is_last = index == len(self.layers) - 1
-            x = shift_channels(_normalize(h).view(1, height, width, -1)).view(height * width, -1)
-            mixed = self._attend(layer, layer.query_key_value.to_int8(x), partition)
-            if is_last:  # nothing after this layer looks at other positions
-                h, mixed = h[positions], mixed[positions]
-            layer.attention_project.add_to(h, mixed)
-            hidden = layer.expand.to_int8(_normalize(h))
-            index_of = hidden.view(-1).to(torch.int32) + INT8_MAX
-            hidden = torch.index_select(self.gelu_table, 0, index_of).view_as(hidden)
-            layer.project.add_to(h, hidden)
+            if layer.attention is not None:
+                partition = partitions[index // self.config.attention_every % 2]
+                mixed = self._attend(layer.attention, self._shift(_normalize(h), height, width), partition)
+                if is_last:  # nothing after this point looks at other positions
+                    h, mixed = h[positions], mixed[positions]
+                for rows, part in zip(h.split(CHUNK_ROWS), mixed.split(CHUNK_ROWS), strict=True):
+                    layer.attention.project.add_to(rows, part)
+            elif is_last:
+                h = h[positions]
+            x = _normalize(h)
+            if not is_last:
+                x = self._shift(x, height, width)
+            for rows, part in zip(h.split(CHUNK_ROWS), x.split(CHUNK_ROWS), strict=True):
+                layer.project.add_to(rows, layer.expand.to_int8(part).clamp_(min=0))
         return _normalize(h)
 
-    def _attend(self, layer: ExactLayer, qkv: Tensor, partition: WindowPartition) -> Tensor:
-        """Window attention: (h * w, 3 C) int8 -> (h * w, C) int8."""
+    @staticmethod
+    def _shift(x: Tensor, height: int, width: int) -> Tensor:
+        """`shift_channels` for (h * w, C)."""
+        return shift_channels(x.view(1, height, width, -1)).view(height * width, -1)
+
+    def _attend(self, attention: ExactAttention, x: Tensor, partition: WindowPartition) -> Tensor:
+        """Window attention: (h * w, C) int8 on the activation grid -> (h * w, C) int8."""
         width, head_width = self.config.width, self.config.head_width
         heads = width // head_width
         dtype = torch.float64 if self.kernel == "float64" else torch.float32
-        windows = partition.split(qkv.view(1, partition.height, partition.width, -1))
-        n, t, _ = windows.shape
-        q, k, v = windows.view(n, t, 3, heads, head_width).permute(2, 0, 3, 1, 4).to(dtype)
-        scores = (q @ k.transpose(-1, -2)).float()  # (n, heads, T, T) integers
-        scores.mul_(ACTIVATION_UNIT**2 * head_width**-0.5 / SCORE_UNIT).round_().add_(layer.position_bias)
-        scores.masked_fill_(~partition.is_inside[:, None, None, :], -(1 << 20))
-        below = (scores.amax(-1, keepdim=True) - scores).clamp_(max=len(self.score_table) - 1)
-        weights = torch.index_select(self.score_table, 0, below.view(-1).to(torch.int32)).view_as(scores)
-        mixed = (weights.to(dtype) @ v).float()  # |sum| <= T * 127^2 < 2^24
-        mixed = mixed.div_(weights.sum(-1, keepdim=True)).round_().to(torch.int8)
-        mixed = partition.join(mixed.transpose(1, 2).reshape(n, t, width))
-        return mixed.reshape(-1, width)
+        outputs = []
+        windows = partition.split(x.view(1, partition.height, partition.width, width))
+        for part, is_inside in zip(windows.split(CHUNK_WINDOWS), partition.is_inside.split(CHUNK_WINDOWS), strict=True):
+            n, t, _ = part.shape
+            qkv = attention.query_key_value.to_int8(part.reshape(n * t, width))
+            q, k, v = qkv.view(n, t, 3, heads, head_width).to(dtype).permute(2, 0, 3, 1, 4)
+            scores = (q @ k.transpose(-1, -2)).float()  # (n, heads, T, T) integers
+            scores.mul_(self.score_scale).round_().add_(attention.position_bias)
+            if partition.has_outside:
+                scores.masked_fill_(~is_inside[:, None, None, :], -(1 << 20))
+            below = (scores.amax(-1, keepdim=True) - scores).clamp_(max=len(self.score_table) - 1)
+            weights = torch.index_select(self.score_table, 0, below.view(-1).to(torch.int32)).view_as(scores)
+            mixed = (weights.to(dtype) @ v).float()  # |sum| <= T * 127^2 < 2^24
+            mixed.div_(weights.sum(-1, keepdim=True)).round_()
+            outputs.append(mixed.to(torch.int8).transpose(1, 2).reshape(n, t, width))
+        return partition.join(torch.cat(outputs)).reshape(-1, width)
 
+    @_without_autocast
     def frequencies(self, hidden: Tensor, group: int) -> Tensor:
         """Range-coder frequencies of a group of sub-quantizers.
 
@@ -305,19 +395,35 @@ class ExactEntropyModel:
         head = self.heads[group].to_int8(hidden).view(-1, count, rank).transpose(0, 1)  # (m, n, R)
         dtype = torch.float64 if self.kernel == "float64" else torch.float32
         products = torch.bmm(head.to(dtype), self.factors[first:last].transpose(1, 2).to(dtype)).float()
-        logits = products.mul_(self.factor_scale[first:last, None, None]).round_().add_(self.token_bias[first:last, None])
+        logits = (
+            products.mul_(self.factor_scale[first:last, None, None]).round_().add_(self.token_bias[first:last, None])
+        )
         return frequencies_of_logits(logits, self.logit_table).transpose(0, 1)
 
     def positions(self, state: ExactState, step: Step) -> Tensor:
         """Positions of a step: (n,) int64 into the flattened grid, raster order; n may be 0."""
-        return torch.from_numpy(positions_of(step.quincunx, state.height, state.width)).to(self.device)
+        return torch.from_numpy(positions_of(step, state.height, state.width)).to(self.device)
 
 
 def _normalize(h: Tensor) -> Tensor:
     """Root-mean-square normalization: (n, C) float32 integers -> (n, C) int8 on the activation grid."""
     sum_of_squares = h.double().square().sum(-1, keepdim=True) + NORM_EPSILON  # exact: below C * 2^40 < 2^53
-    gain = (math.sqrt(h.shape[-1]) / ACTIVATION_UNIT) / sum_of_squares.sqrt()
+    gain = _divide(math.sqrt(h.shape[-1]) / ACTIVATION_UNIT, _square_root(sum_of_squares))
     return _requantize(h.clone(), gain.float())
+
+
+def _square_root(x: Tensor) -> Tensor:
+    """Correctly rounded square root of float64.
+
+    On a CPU it is NumPy's, which is the processor's instruction: torch hands contiguous tensors to MKL, whose result is
+    one unit in the last place off for one number in a hundred.
+    """
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
+
+
+def _divide(numerator: float, denominator: Tensor) -> Tensor:
+    """One correctly rounded division; the operator `/` would multiply by a rounded reciprocal."""
+    return torch.full_like(denominator, numerator).div_(denominator)
 
 
 def frequencies_of_logits(logits: Tensor, table: Tensor) -> Tensor:
@@ -335,10 +441,40 @@ def frequencies_of_logits(logits: Tensor, table: Tensor) -> Tensor:
     below = (best - logits).clamp_(max=len(table) - 1)
     mass = torch.index_select(table, 0, below.view(-1).to(torch.int32)).view_as(logits)
     total = mass.sum(-1, keepdim=True, dtype=torch.float64)
-    share = (float((1 << PRECISION) - num_codewords) / total).float()
+    share = _divide(float((1 << PRECISION) - num_codewords), total).float()
     frequencies = mass.mul_(share).floor_().add_(1)
     rest = float(1 << PRECISION) - frequencies.sum(-1, keepdim=True)  # sums of integers below 2^24
     return frequencies.scatter_add_(-1, index_of_best, rest).to(torch.int32)
+
+
+def _check_bounds(tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that break the bounds which the module's argument rests on, whoever made the file.
+
+    Raises:
+        ModelError: names the tensor.
+    """
+    largest = {"token_bias": 1 << 20, "score_table": ATTENTION_ONE, "logit_table": EXPONENTIAL_ONE}
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.int8:
+            is_good = int(tensor.min()) >= -INT8_MAX
+        elif tensor.dtype == torch.float32:  # scales
+            is_good = bool(((tensor >= 0) & (tensor <= SCALE_MAX)).all())
+        elif name.endswith("_table"):
+            is_good = int(tensor.min()) >= 0 < int(tensor[0]) <= int(tensor.max()) <= largest[name]
+        elif name.endswith("position_bias"):
+            is_good = int(tensor.abs().max()) <= POSITION_BIAS_MAX
+        elif name in largest:
+            is_good = int(tensor.abs().max()) <= largest[name]
+        else:
+            weight = tensors.get(name.removesuffix("bias") + "weight")
+            is_good = weight is not None and int(tensor.abs().max()) <= _bias_room(weight.shape[1])
+        if not is_good:
+            raise ModelError(f"weights of {name} are out of bounds")
+
+
+def _bias_room(num_inputs: int) -> int:
+    """Largest integer bias with which a sum of products still stays below 2^24."""
+    return (1 << 24) - 1 - num_inputs * INT8_MAX**2
 
 
 def export(model: EntropyModel) -> dict[str, Tensor]:
@@ -354,7 +490,7 @@ def export(model: EntropyModel) -> dict[str, Tensor]:
         integers, row_unit = quantize_weight(layer.weight.detach().float())
         product_unit = row_unit[:, 0] * unit
         tensors[name + ".weight"] = integers.to(torch.int8)
-        room = (1 << 24) - 1 - layer.in_features * INT8_MAX**2  # sum and bias together stay below 2^24
+        room = _bias_room(layer.in_features)
         bias = (layer.bias.detach().float() / product_unit).round().clamp(-room, room)
         tensors[name + ".bias"] = bias.to(torch.int32)
         tensors[name + ".scale"] = product_unit / output_unit
@@ -363,21 +499,21 @@ def export(model: EntropyModel) -> dict[str, Tensor]:
         tensors["token_values"] = (model.token_values / unit).round().to(torch.int8)
         add_linear("embed", model.embed, RESIDUAL_UNIT)
         for index, layer in enumerate(model.layers):
+            assert isinstance(layer, TransformerLayer)
             prefix = f"layers.{index}."
-            attention, feed_forward = layer.attention, layer.feed_forward
-            add_linear(prefix + "attention.query_key_value", attention.query_key_value, unit)
-            add_linear(prefix + "attention.project", attention.project, RESIDUAL_UNIT)
-            bias = (attention.position_bias / SCORE_UNIT).round().clamp(-(1 << 15), 1 << 15)
-            tensors[prefix + "attention.position_bias"] = bias.to(torch.int32)
-            add_linear(prefix + "feed_forward.expand", feed_forward.expand, unit)
-            add_linear(prefix + "feed_forward.project", feed_forward.project, RESIDUAL_UNIT)
+            if layer.attention is not None:
+                add_linear(prefix + "attention.query_key_value", layer.attention.query_key_value, unit)
+                add_linear(prefix + "attention.project", layer.attention.project, RESIDUAL_UNIT)
+                bias = (layer.attention.position_bias / SCORE_UNIT).round()
+                bias = bias.clamp(-POSITION_BIAS_MAX, POSITION_BIAS_MAX)
+                tensors[prefix + "attention.position_bias"] = bias.to(torch.int32)
+            add_linear(prefix + "feed_forward.expand", layer.feed_forward.expand, unit)
+            add_linear(prefix + "feed_forward.project", layer.feed_forward.project, RESIDUAL_UNIT)
         add_linear("head", model.head, unit)
         factors, factor_unit = quantize_weight(model.token_factors.float().flatten(1))
         tensors["token_factors.weight"] = factors.view_as(model.token_factors).to(torch.int8)
         tensors["token_factors.scale"] = factor_unit[:, 0] * unit / LOGIT_UNIT
         tensors["token_bias"] = (model.token_bias / LOGIT_UNIT).round().clamp(-(1 << 20), 1 << 20).to(torch.int32)
-        codes = torch.arange(-INT8_MAX, INT8_MAX + 1, dtype=torch.float64)
-        tensors["gelu_table"] = (F.gelu(codes * unit) / unit).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
         tensors["score_table"] = _exponential_table(ATTENTION_ONE, SCORE_UNIT)
         tensors["logit_table"] = _exponential_table(EXPONENTIAL_ONE, LOGIT_UNIT)
     return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}

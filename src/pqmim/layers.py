@@ -99,12 +99,18 @@ class WindowPartition:
     def __init__(self, height: int, width: int, window: int, shifted: bool, device: torch.device) -> None:
         self.height, self.width, self.window = height, width, window
         offset = window // 2 if shifted else 0
-        self.padding = (offset, -(offset + width) % window, offset, -(offset + height) % window)  # left right top bottom
+        self.padding = (
+            offset,
+            -(offset + width) % window,
+            offset,
+            -(offset + height) % window,
+        )  # left right top bottom
         self.rows = (offset + height + self.padding[3]) // window
         self.columns = (offset + width + self.padding[1]) // window
         inside = F.pad(torch.ones(1, height, width, 1, device=device), (0, 0, *self.padding))
         self.is_inside = self._cut(inside)[..., 0] > 0
         """(num_windows, window^2) bool."""
+        self.has_outside = any(self.padding)
 
     def _cut(self, x: Tensor) -> Tensor:
         batch, channels, n = x.shape[0], x.shape[-1], self.window
@@ -173,7 +179,7 @@ class WindowAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a ReLU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -182,22 +188,33 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, simulate: bool) -> Tensor:
         """(..., C) on the activation grid -> update of the residual stream."""
-        hidden = fake_quantize(self.expand(x, simulate), ACTIVATION_UNIT, simulate=simulate)
-        hidden = F.gelu(hidden)
-        if simulate:
-            hidden = fake_quantize(hidden, ACTIVATION_UNIT, simulate=True)
+        hidden = F.relu(fake_quantize(self.expand(x, simulate), ACTIVATION_UNIT, simulate=simulate))
         return self.project(hidden, simulate)  # type: ignore[no-any-return]
 
 
 class TransformerLayer(nn.Module):
-    """Pre-normalized window attention and feed-forward part."""
+    """Pre-normalized window attention, if it has one, and a feed-forward part on shifted channels.
 
-    def __init__(self, width: int, head_width: int, mlp_ratio: int, window: int) -> None:
+    Args:
+        has_attention: whether this layer attends.
+        is_last: the last layer's feed-forward part sees its own position alone, so that it need not be computed where
+            no token is coded.
+    """
+
+    def __init__(
+        self, width: int, head_width: int, mlp_ratio: int, window: int, *, has_attention: bool, is_last: bool
+    ) -> None:
         super().__init__()
-        self.attention = WindowAttention(width, head_width, window)
+        self.attention = WindowAttention(width, head_width, window) if has_attention else None
         self.feed_forward = FeedForward(width, mlp_ratio * width)
+        self.is_last = is_last
 
     def forward(self, h: Tensor, partition: WindowPartition, simulate: bool) -> Tensor:
         """Residual stream (B, h, w, C) float32 -> the same shape."""
-        h = h + self.attention(shift_channels(normalize(h, simulate=simulate)), partition, simulate)
-        return h + self.feed_forward(normalize(h, simulate=simulate), simulate)
+        if self.attention is not None:
+            h = h + self.attention(shift_channels(normalize(h, simulate=simulate)), partition, simulate)
+            if simulate:
+                h = round_through(h * (1 / RESIDUAL_UNIT)) * RESIDUAL_UNIT
+        x = normalize(h, simulate=simulate)
+        h = h + self.feed_forward(x if self.is_last else shift_channels(x), simulate)
+        return round_through(h * (1 / RESIDUAL_UNIT)) * RESIDUAL_UNIT if simulate else h

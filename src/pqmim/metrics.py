@@ -139,9 +139,7 @@ def check_weights(keys: Iterable[str], weights: Path | None) -> None:
             raise ConfigError(f"{key} needs {weights / _WEIGHT_FILES[key]}, which is not there")
 
 
-def compute_metric(
-    key: str, original: Pixels, decoded: Pixels, *, weights: Path | None = None
-) -> float | None:
+def compute_metric(key: str, original: Pixels, decoded: Pixels, *, weights: Path | None = None) -> float | None:
     """Compare an image with its reconstruction.
 
     Args:
@@ -200,7 +198,7 @@ def ssimulacra2(original: Pixels, decoded: Pixels) -> float | None:
 
     By the package `ssimulacra2`, a port whose numbers may differ from libjxl's tool in the first decimal.
     """
-    from ssimulacra2 import compute_ssimulacra2  # type: ignore[import-untyped]
+    from ssimulacra2 import compute_ssimulacra2  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     if min(original.shape[:2]) < 8:
         return None
@@ -213,9 +211,7 @@ def butteraugli(original: Pixels, decoded: Pixels) -> float:
     """Return the 3-norm of libjxl's `butteraugli_main`: 0 for equal images, 1 for just noticeable damage."""
     with tempfile.TemporaryDirectory() as folder:
         files = [str(_save(pixels, Path(folder, name))) for name, pixels in _pair(original, decoded)]
-        done = subprocess.run(
-            ["butteraugli_main", *files], capture_output=True, text=True, timeout=600, check=True
-        )
+        done = subprocess.run(["butteraugli_main", *files], capture_output=True, text=True, timeout=600, check=True)
     found = re.search(r"3-norm:\s*([0-9.eE+-]+)", done.stdout + done.stderr)
     if found is None:
         raise ConfigError("butteraugli_main printed no 3-norm")
@@ -249,9 +245,7 @@ def _to_batch(pixels: Pixels) -> Tensor:
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
 
 
-def perceptual_distance(
-    network: Callable[[Tensor, Tensor], Tensor], original: Pixels, decoded: Pixels
-) -> float:
+def perceptual_distance(network: Callable[[Tensor, Tensor], Tensor], original: Pixels, decoded: Pixels) -> float:
     """Run a two-image network.
 
     Args:

@@ -218,29 +218,47 @@ def fit_codebook(
         w: squared units per bit.
 
     Returns:
-        Codewords (K, d), most frequent first, and their probabilities (K,); codewords that no vector chose keep a
-        small probability and lie on badly served vectors.
+        Codewords (K, d), most frequent first, and their probabilities (K,), none of them zero.
     """
-    count = len(values)
-    pick = torch.randint(count, (num_codewords,), generator=generator)
-    codewords = values[pick].clone()
+    codewords = _initial_codewords(values, num_codewords, w, generator)
     probabilities = torch.full((num_codewords,), 1 / num_codewords)
     for iteration in range(iterations):
-        # From plain Lloyd to the full constraint, so that codewords spread before the cheap ones absorb others.
-        weight = w * min(1.0, iteration / max(1, iterations // 2))
         distances = torch.addmm(codewords.square().sum(1)[None], values, codewords.t(), alpha=-2)
-        costs, tokens = (distances - weight * torch.log2(probabilities)).min(dim=1)
+        costs, tokens = (distances - w * torch.log2(probabilities)).min(dim=1)
         usage = torch.bincount(tokens, minlength=num_codewords).float()
         sums = torch.zeros_like(codewords).index_add_(0, tokens, values)
         codewords = torch.where(usage[:, None] > 0, sums / usage[:, None].clamp_min(1), codewords)
         probabilities = (usage + 0.1) / (usage + 0.1).sum()
         unused = (usage == 0).nonzero()[:, 0]
         if len(unused) and iteration < iterations - 2:  # restart them where the cost is high
-            excess = costs + values.square().sum(1)
-            chances = excess.clamp_min(1e-9) ** 2
-            codewords[unused] = values[torch.multinomial(chances[:1_000_000], len(unused), generator=generator)]
+            errors = (costs + values.square().sum(1)).clamp_min(1e-9)
+            codewords[unused] = values[_draw(errors, len(unused), generator)]
     order = probabilities.argsort(descending=True, stable=True)
     return codewords[order], probabilities[order]
+
+
+def _initial_codewords(values: Tensor, num_codewords: int, w: float, generator: torch.Generator) -> Tensor:
+    """The fullest cells of a cubic lattice, and vectors far from all of them: (K, d).
+
+    Entropy-constrained cells are of nearly equal size, dense and sparse regions alike, so a lattice with the spacing
+    that belongs to w is a far better start than a random sample, which crowds into the center.
+    """
+    spacing = math.sqrt(6 / LOG2 * w)
+    cells, counts = torch.unique((values / spacing).round(), dim=0, return_counts=True)
+    if len(cells) > num_codewords:
+        cells = cells[counts.argsort(descending=True, stable=True)[: 3 * num_codewords // 4]]
+    codewords = cells * spacing
+    distances = torch.addmm(codewords.square().sum(1)[None], values, codewords.t(), alpha=-2).amin(1)
+    errors = (distances + values.square().sum(1)).clamp_min(1e-9)
+    return torch.cat([codewords, values[_draw(errors, num_codewords - len(codewords), generator)]])
+
+
+def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different indices, (count,) int64, drawn in proportion to `chances`."""
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64)
+    population = min(len(chances), 1 << 20)  # multinomial has a limit
+    return torch.multinomial(chances[:population], min(count, population), generator=generator)
 
 
 def fit_priors(quantizer: ProductQuantizer, z: Tensor, iterations: int) -> None:

@@ -8,11 +8,15 @@ what is unknown. On every 4 x 4 tile of positions (number = quincunx step)::
     3 4 3 4
     4 1 4 2
     3 4 3 4
+
+A group with fewer than five steps codes the first ones together: where the leading groups are known everywhere, order
+in space matters less, and a step costs a pass of the network.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,38 +27,54 @@ NUM_QUINCUNX_STEPS = 5
 
 @dataclass(frozen=True)
 class Step:
-    """Tokens coded together: sub-quantizers `first` to `last` (exclusive) at the positions of one quincunx step."""
+    """Tokens coded together: sub-quantizers `first` to `last` (exclusive) of `group` at the positions of quincunx steps
+    `begin` to `end` (exclusive)."""
 
     group: int
     first: int
     last: int
-    quincunx: int
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The ordered steps for M sub-quantizers in `num_groups` groups."""
+    """The ordered steps for M sub-quantizers.
+
+    Attributes:
+        num_subquantizers: M, dealt evenly to the groups in order.
+        group_steps: steps of each group, 1 to 5.
+    """
 
     num_subquantizers: int
-    num_groups: int
+    group_steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_groups <= self.num_subquantizers:
-            raise ValueError(f"num_groups must be 1 to {self.num_subquantizers}, not {self.num_groups}")
+        if not 1 <= len(self.group_steps) <= self.num_subquantizers:
+            raise ValueError(f"there must be 1 to {self.num_subquantizers} groups, not {len(self.group_steps)}")
+        if not all(1 <= count <= NUM_QUINCUNX_STEPS for count in self.group_steps):
+            raise ValueError(f"a group has 1 to {NUM_QUINCUNX_STEPS} steps, not {self.group_steps}")
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups of sub-quantizers."""
+        return len(self.group_steps)
 
     def group_bounds(self, group: int) -> tuple[int, int]:
         """First and last (exclusive) sub-quantizer of a group."""
         m, g = self.num_subquantizers, self.num_groups
         return m * group // g, m * (group + 1) // g
 
+    def steps_of(self, group: int) -> tuple[Step, ...]:
+        """Steps of one group in coding order."""
+        merged = NUM_QUINCUNX_STEPS - self.group_steps[group]  # leading quincunx steps that join the next one
+        bounds = [0, *range(merged + 1, NUM_QUINCUNX_STEPS + 1)]
+        return tuple(Step(group, *self.group_bounds(group), begin, end) for begin, end in pairwise(bounds))
+
     @property
     def steps(self) -> tuple[Step, ...]:
         """All steps in coding order."""
-        return tuple(
-            Step(group, *self.group_bounds(group), quincunx)
-            for group in range(self.num_groups)
-            for quincunx in range(NUM_QUINCUNX_STEPS)
-        )
+        return tuple(step for group in range(self.num_groups) for step in self.steps_of(group))
 
 
 def quincunx_steps(height: int, width: int) -> NDArray[np.int64]:
@@ -62,9 +82,10 @@ def quincunx_steps(height: int, width: int) -> NDArray[np.int64]:
     return QUINCUNX[np.arange(height)[:, None] % 4, np.arange(width)[None, :] % 4]
 
 
-def positions_of(quincunx: int, height: int, width: int) -> NDArray[np.int64]:
-    """Positions of a quincunx step as (n,) int64 indices into the flattened height x width grid, in raster order.
+def positions_of(step: Step, height: int, width: int) -> NDArray[np.int64]:
+    """Positions of a step as (n,) int64 indices into the flattened height x width grid, in raster order.
 
-    May be empty: a small grid need not hold every step.
+    May be empty: a small grid need not hold every quincunx step.
     """
-    return np.flatnonzero(quincunx_steps(height, width).ravel() == quincunx)
+    quincunx = quincunx_steps(height, width).ravel()
+    return np.flatnonzero((quincunx >= step.begin) & (quincunx < step.end))

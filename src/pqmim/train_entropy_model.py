@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from pqmim.config import EntropyTraining
 from pqmim.data import CropSampler, load_photos, split_photos, validation_crops
 from pqmim.entropy_model import EntropyModel
 from pqmim.quantizer import LOG2
-from pqmim.schedule import NUM_QUINCUNX_STEPS, quincunx_steps
+from pqmim.schedule import Step, quincunx_steps
 from pqmim.tokenizer import Tokenizer
 from pqmim.train_tokenizer import w_of_lambda
 from pqmim.training_run import TrainingRun, fit
@@ -30,23 +31,12 @@ FLOAT_MODEL = "entropy_model_float.pt"
 """Trainable weights, kept beside the model file for the ablation of exact against float arithmetic."""
 
 
-def schedule_masks(num_steps_known: Tensor, quincunx: Tensor) -> tuple[Tensor, Tensor]:
-    """What is known before, and coded in, a quincunx step.
-
-    Args:
-        num_steps_known: (B,) int64, the step that is being coded.
-        quincunx: (h, w) int64, step of every position.
-
-    Returns:
-        known (B, h, w) bool, coded (B, h, w) bool.
-    """
-    step = num_steps_known[:, None, None]
-    return quincunx < step, quincunx == step
+def step_masks(step: Step, quincunx: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (h, w) bool where the step's group is known before the step, and where the step codes it."""
+    return quincunx < step.begin, (quincunx >= step.begin) & (quincunx < step.end)
 
 
-def draw_masks(
-    model: EntropyModel, count: int, quincunx: Tensor, generator_device: torch.device
-) -> tuple[Tensor, Tensor, int]:
+def draw_masks(model: EntropyModel, count: int, quincunx: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:
     """Draw what a batch knows and what it must predict.
 
     Returns:
@@ -55,14 +45,15 @@ def draw_masks(
     group = int(torch.randint(model.schedule.num_groups, ()))
     first, last = model.schedule.group_bounds(group)
     if torch.rand(()) < RANDOM_MASK_SHARE:
-        chance = torch.rand(count, 1, 1, device=generator_device)
-        here = torch.rand(count, *quincunx.shape, device=generator_device) < chance
-        predicted = ~here & (torch.rand(count, *quincunx.shape, device=generator_device) < 0.5)
-        before = torch.rand(count, *quincunx.shape, device=generator_device) < chance.sqrt()
-        after = here & (torch.rand(count, 1, 1, device=generator_device) < 0.3)
+        chance = torch.rand(count, 1, 1, device=device)
+        here = torch.rand(count, *quincunx.shape, device=device) < chance
+        predicted = ~here & (torch.rand(count, *quincunx.shape, device=device) < 0.5)
+        before = torch.rand(count, *quincunx.shape, device=device) < chance.sqrt()
+        after = here & (torch.rand(count, 1, 1, device=device) < 0.3)
     else:
-        step = torch.randint(NUM_QUINCUNX_STEPS, (count,), device=generator_device)
-        here, predicted = schedule_masks(step, quincunx)
+        steps = model.schedule.steps_of(group)
+        pairs = [step_masks(steps[int(torch.randint(len(steps), ()))], quincunx) for _ in range(count)]
+        here, predicted = (torch.stack(masks) for masks in zip(*pairs, strict=True))
         before, after = torch.ones_like(here), torch.zeros_like(here)
     m = model.num_subquantizers
     known = torch.cat(
@@ -111,14 +102,12 @@ def validate_entropy_model(
         quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
         bits = 0.0
         for batch in tokens.split(16):
-            for group in range(model.schedule.num_groups):
-                first, last = model.schedule.group_bounds(group)
-                for step in range(NUM_QUINCUNX_STEPS):
-                    here, predicted = schedule_masks(torch.full((len(batch),), step, device=batch.device), quincunx)
-                    known = torch.zeros_like(batch, dtype=torch.bool)
-                    known[:, :first] = True
-                    known[:, first:last] = here[:, None]
-                    bits += float(code_length(model, batch, known, predicted, group, simulate=simulate).sum())
+            for step in model.schedule.steps:
+                here, predicted = (mask.expand(len(batch), -1, -1) for mask in step_masks(step, quincunx))
+                known = torch.zeros_like(batch, dtype=torch.bool)
+                known[:, : step.first] = True
+                known[:, step.first : step.last] = here[:, None]
+                bits += float(code_length(model, batch, known, predicted, step.group, simulate=simulate).sum())
         static = float(tokenizer.quantizer.prior_bits(w)[0].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
         row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
         row[f"saved_vs_static@{w:.3g}"] = 1 - bits / static
@@ -173,7 +162,6 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
         known, predicted, group = draw_masks(model, len(x), quincunx, run.device)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
             bits = code_length(model, tokens, known, predicted, group, simulate=step >= first_simulated)
-        # Groups take turns; a token of a crowded group counts as much as one of a sparse group.
         return {"loss": bits.mean()}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
@@ -184,7 +172,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
             )
 
     if not run.is_done("entropy"):
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for n, p in model.named_parameters() if not n.startswith("token_")]},
             {"params": [model.token_factors, model.token_bias], "lr": 3.0},  # sparse gradients
         ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,7 +147,9 @@ def train_transform(
         for quantization_step in VALIDATION_STEPS:
             rates, errors = [], []
             for x in held_out.split(8):
-                bpp, mse = averaged(x, torch.full((len(x), 1, 1, 1), quantization_step, device=x.device), config.run.bf16)
+                bpp, mse = averaged(
+                    x, torch.full((len(x), 1, 1, 1), quantization_step, device=x.device), config.run.bf16
+                )
                 rates.append(bpp)
                 errors.append(mse)
             row[f"bpp@{quantization_step:g}"] = float(torch.cat(rates).mean())
@@ -156,7 +159,7 @@ def train_transform(
     linear = [transform.analysis.linear, transform.synthesis.linear]
     density = list(transform.density.parameters())
     rest = [p for p in transform.parameters() if all(p is not q for q in (*linear, *density))]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": rest},
         {"params": linear, "lr": 0.1},  # entries of 1/16 that start right must not be shaken
         {"params": density, "lr": 20.0},  # few parameters that have to follow the latent's scale
@@ -257,8 +260,10 @@ def finetune(
         save_sample_pictures(run.config.output / "samples", averaged, held_out[:4], step, unit, config)
         return validate_tokenizer(averaged, held_out, config)
 
-    groups = [{"params": [p for n, p in tokenizer.synthesis.named_parameters() if n != "linear"]}]
-    groups.append({"params": [tokenizer.synthesis.linear], "lr": 0.1})
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in tokenizer.synthesis.named_parameters() if n != "linear"]},
+        {"params": [tokenizer.synthesis.linear], "lr": 0.1},
+    ]
     fit(
         run,
         "finetune",

@@ -112,9 +112,9 @@ class TrainingRun:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # an extra; the CSV has everything
             return
-        with SummaryWriter(str(self.config.output / "tensorboard"), filename_suffix=f".{stage}") as board:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(self.config.output / "tensorboard"), filename_suffix=f".{stage}") as board:
             for name, value in values.items():
-                board.add_scalar(f"{stage}/{name}", value, step)  # type: ignore[no-untyped-call]
+                board.add_scalar(f"{stage}/{name}", value, step)
 
 
 def fit(

@@ -1,0 +1,101 @@
+"""Make the golden files that `pqmim selftest` and the tests decode.
+
+    python benchmarks/make_golden.py [--model small] [--force]
+
+Encodes the photo of the repository, and crops, odd sizes, a grey and a transparent picture made from it, at
+several qualities, and writes them with `golden.json` to `src/pqmim/golden`. To be run once for each shipped
+model: files that would change mean that the format or the model did, and are only overwritten with `--force`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pqmim import load_codec
+from pqmim.selftest import GOLDEN
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pictures(photo: Image.Image) -> dict[str, tuple[Image.Image, float]]:
+    """File name -> picture and quality."""
+    middle = photo.width // 2, photo.height // 2
+
+    def crop(width: int, height: int) -> Image.Image:
+        left, top = middle[0] - width // 2, middle[1] - height // 2
+        return photo.crop((left, top, left + width, top + height))
+
+    transparent = crop(96, 80).convert("RGBA")
+    transparent.putalpha(Image.radial_gradient("L").resize(transparent.size))
+    return {
+        "photo.pqm": (photo, 30),
+        "crop-q0.pqm": (crop(256, 192), 0),
+        "crop-q25.pqm": (crop(256, 192), 25),
+        "crop-q60.pqm": (crop(256, 192), 60),
+        "crop-q100.pqm": (crop(256, 192), 100),
+        "odd.pqm": (crop(131, 97), 50),
+        "pixel.pqm": (crop(1, 1), 50),
+        "row.pqm": (crop(200, 1), 50),
+        "column.pqm": (crop(7, 150), 75),
+        "grey.pqm": (crop(112, 144).convert("L"), 50),
+        "transparent.pqm": (transparent, 50),
+    }
+
+
+def facts_of(data: bytes, model: str) -> dict[str, Any]:
+    """What `golden.json` says of a file (`pqmim.selftest.read_golden`)."""
+    codec = load_codec(model, device="cpu", kernel="float64")
+    image = codec.decode(data)
+    alpha = image.getchannel("A").tobytes() if image.mode == "RGBA" else None
+    thumbnail = image.convert("RGB").resize((8, 8), Image.Resampling.BOX)
+    return {
+        "model": model,
+        "tokens": codec.token_hash(data),
+        "width": image.width,
+        "height": image.height,
+        "alpha": None if alpha is None else hashlib.sha256(alpha).hexdigest(),
+        "thumbnail": np.asarray(thumbnail).flatten().tolist(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="small", help="shipped model")
+    parser.add_argument("--force", action="store_true", help="overwrite files that differ")
+    options = parser.parse_args()
+
+    codec = load_codec(options.model, device="cpu")
+    with Image.open(ROOT / "examples" / "photo.png") as opened:
+        photo = opened.convert("RGB")
+    contents: dict[str, bytes] = {}
+    golden: dict[str, dict[str, Any]] = {}
+    for name, (picture, quality) in pictures(photo).items():
+        png = io.BytesIO()
+        picture.save(png, "PNG")
+        contents[name] = codec.encode(png.getvalue(), quality=quality)
+        golden[name] = facts_of(contents[name], options.model)
+        print(f"{name}  {picture.width} x {picture.height}  {picture.mode}  {len(contents[name]):,} B")
+    contents["golden.json"] = (json.dumps(golden, indent=1) + "\n").encode()
+
+    existing = {path.name: path.read_bytes() for path in GOLDEN.glob("*")}
+    changed = sorted(name for name in existing if existing[name] != contents.get(name))
+    if changed and not options.force:
+        sys.exit(f"{', '.join(changed)} would change; --force overwrites")
+    GOLDEN.mkdir(exist_ok=True)
+    for name in changed:
+        (GOLDEN / name).unlink()
+    for name, content in contents.items():
+        (GOLDEN / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Product quantizer: runs of equal rate, entropy-constrained choice, priors."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import make_tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pqmim.quantizer import FactorizedDensity, ProductQuantizer, fit_codebook, fit_priors, order_channels
+from pqmim.token_coding import RateDistortionChoice
+
+
+@pytest.fixture(scope="module")
+def quantizer() -> ProductQuantizer:
+    """Random quantizer with unequal runs and two of ten channels dropped."""
+    torch.manual_seed(0)
+    made = ProductQuantizer(10, 8, 3, 16)
+    made.order.copy_(torch.randperm(10)[:8])
+    made.boundaries_tensor.copy_(torch.tensor([0, 1, 3, 8]))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter)
+    return made.requires_grad_(False)
+
+
+def brute_force(quantizer: ProductQuantizer, z: torch.Tensor, w: float) -> torch.Tensor:
+    """Definition of the choice, one latent vector and codeword at a time, in float64."""
+    bits = quantizer.prior_bits(w)[0].double()
+    tokens = torch.zeros(z.shape[0], quantizer.num_subquantizers, *z.shape[2:], dtype=torch.int64)
+    for b in range(z.shape[0]):
+        for y in range(z.shape[2]):
+            for x in range(z.shape[3]):
+                for m, run in enumerate(quantizer.runs()):
+                    values = z[b, quantizer.order[run], y, x].double()
+                    costs = [
+                        float((values - quantizer.codebook[k, run].double()).square().sum() + w * bits[m, k])
+                        for k in range(quantizer.num_codewords)
+                    ]
+                    tokens[b, m, y, x] = min(range(len(costs)), key=costs.__getitem__)
+    return tokens
+
+
+@given(
+    st.lists(st.floats(0, 8, width=32), min_size=1, max_size=60),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.01, 0.5]),
+)
+def test_runs_partition_the_ordered_channels(rates: list[float], num_runs: int, min_rate: float) -> None:
+    rates += [0.0] * max(0, num_runs - len(rates))
+    bits = torch.tensor(rates)
+    order, boundaries = order_channels(bits, num_runs, min_rate)
+    assert len(boundaries) == num_runs + 1
+    assert boundaries[0] == 0
+    assert boundaries[-1] == len(order)
+    assert all(end > begin for begin, end in pairwise(boundaries))
+    assert len(set(order.tolist())) == len(order)
+    assert (bits[order].diff() <= 0).all()
+    kept = set(order.tolist())
+    assert all(i in kept for i, rate in enumerate(rates) if rate > min_rate)
+    assert len(order) == max(num_runs, sum(rate > min_rate for rate in rates))
+
+
+def test_runs_have_about_equal_rate() -> None:
+    bits = torch.tensor([4.0 * 0.97**i for i in range(256)])
+    order, boundaries = order_channels(bits, 24, 0.0)
+    rates = [float(bits[order[a:b]].sum()) for a, b in pairwise(boundaries)]
+    share = float(bits.sum()) / 24
+    assert max(rates) <= share + 2.1  # half a channel, as near as one comes
+    assert min(rates) >= share - 2.1
+    assert boundaries[1] < boundaries[-1] - boundaries[-2]  # few loud channels lead, many quiet ones follow
+
+
+@pytest.mark.parametrize("w", [1e-6, 0.3, 4.0])
+def test_choice_against_brute_force(quantizer: ProductQuantizer, w: float) -> None:
+    z = torch.randn(2, 10, 3, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(quantizer.assign(z, w), brute_force(quantizer, z, w))
+
+
+def test_choice_with_a_trade_off_per_sample(quantizer: ProductQuantizer) -> None:
+    z = torch.randn(3, 10, 2, 5, generator=torch.Generator().manual_seed(2))
+    ws = [0.01, 0.5, 3.0]
+    together = quantizer.assign(z, torch.tensor(ws))
+    for b, w in enumerate(ws):
+        assert torch.equal(together[b : b + 1], quantizer.assign(z[b : b + 1], w))
+
+
+def test_coding_loop_without_rate_takes_the_nearest_codeword(quantizer: ProductQuantizer) -> None:
+    z = torch.randn(1, 10, 2, 3, generator=torch.Generator().manual_seed(3))
+    choice = RateDistortionChoice(quantizer, z, 0.0)
+    distances = torch.stack([quantizer.squared_distances(choice.columns, m) for m in range(3)])
+    nearest = brute_force(quantizer, z, 0.0).flatten(2)[0]
+    assert torch.equal(distances.argmin(2), nearest)
+
+
+def test_codewords_quantize_to_themselves(quantizer: ProductQuantizer) -> None:
+    tokens = torch.randint(0, 16, (1, 3, 4, 4), generator=torch.Generator().manual_seed(4))
+    z = quantizer.dequantize(tokens)
+    assert torch.equal(quantizer.assign(z, 1e-9), tokens)
+    dropped = [d for d in range(10) if d not in quantizer.order.tolist()]
+    assert torch.equal(z[:, dropped], quantizer.default[dropped][None, :, None, None].expand(1, -1, 4, 4))
+
+
+def test_dequantize_uses_the_mean_where_unknown(quantizer: ProductQuantizer) -> None:
+    tokens = torch.randint(0, 16, (2, 3, 2, 2), generator=torch.Generator().manual_seed(5))
+    known = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(6)) < 0.5
+    z, whole = quantizer.dequantize(tokens, known), quantizer.dequantize(tokens)
+    for m, run in enumerate(quantizer.runs()):
+        for channel in quantizer.order[run]:
+            expected = torch.where(known[:, m], whole[:, channel], quantizer.default[channel])
+            assert torch.equal(z[:, channel], expected)
+    nothing = quantizer.dequantize(tokens, torch.zeros(1, 3, 1, 1, dtype=torch.bool))
+    assert torch.equal(nothing, quantizer.default[None, :, None, None].expand_as(nothing))
+
+
+def test_priors_interpolate_and_stop_at_the_ends(quantizer: ProductQuantizer) -> None:
+    grid = quantizer.prior_log_w.tolist()
+    exact = -quantizer.prior_logits.log_softmax(2) / math.log(2)
+    for level, log_w in enumerate(grid):
+        assert torch.allclose(quantizer.prior_bits(math.exp(log_w))[0], exact[level], atol=1e-4)
+    middle = quantizer.prior_bits(math.exp((grid[2] + grid[3]) / 2))[0]
+    assert torch.allclose(middle, (exact[2] + exact[3]) / 2, atol=1e-4)
+    assert torch.equal(quantizer.prior_bits(1e-9)[0], exact[0])
+    assert torch.equal(quantizer.prior_bits(1e9)[0], exact[-1])
+
+
+def test_more_weight_on_rate_costs_fewer_bits_and_more_distortion() -> None:
+    quantizer = make_tiny_tokenizer().quantizer.requires_grad_(False)
+    z = quantizer.default[None, :, None, None] + torch.randn(
+        1, quantizer.num_channels, 16, 16, generator=torch.Generator().manual_seed(7)
+    )
+    prior = quantizer.prior_bits(1.0)[0]
+    rates, distortions = [], []
+    for w in (0.01, 0.3, 3.0, 30.0):
+        tokens = quantizer.assign(z, w)
+        rates.append(float(prior.gather(1, tokens[0].flatten(1)).sum()))
+        distortions.append(float((quantizer.dequantize(tokens) - z).square().sum()))
+    assert rates == sorted(rates, reverse=True)
+    assert distortions == sorted(distortions)
+
+
+def test_fitted_codebook_is_entropy_constrained() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4000, 2, generator=generator) * torch.tensor([3.0, 1.0])
+
+    def fit(w: float) -> tuple[float, float]:
+        codewords, probabilities = fit_codebook(values, 32, w, 12, torch.Generator().manual_seed(0))
+        assert torch.isclose(probabilities.sum(), torch.tensor(1.0))
+        assert (probabilities > 0).all()
+        assert (probabilities.diff() <= 0).all()
+        distances = torch.cdist(values, codewords).square()
+        tokens = (distances - w * probabilities.log2()).argmin(1)
+        return float(-probabilities.log2()[tokens].mean()), float(distances.gather(1, tokens[:, None]).mean())
+
+    fine, coarse = fit(0.01), fit(2.0)
+    assert fine[0] > coarse[0] + 1
+    assert fine[1] < coarse[1]
+    assert fine[1] < 0.5  # of a variance of 10
+
+
+def test_fitted_priors_are_the_counts_at_their_trade_off() -> None:
+    torch.manual_seed(0)
+    quantizer = ProductQuantizer(2, 2, 1, 8)
+    quantizer.codebook.data = torch.randn(8, 2)
+    quantizer.prior_log_w.copy_(torch.linspace(-3, 2, 6))
+    z = torch.randn(1, 2, 500, 1)
+    fit_priors(quantizer, z, 12)
+    entropies = []
+    for level, log_w in enumerate(quantizer.prior_log_w):
+        usage = torch.bincount(quantizer.assign(z, math.exp(float(log_w))).flatten(), minlength=8) / 500
+        probabilities = quantizer.prior_logits.data[level, 0].softmax(0)
+        assert torch.allclose(probabilities, usage, atol=0.05)
+        entropies.append(float(-(probabilities * probabilities.log2()).sum()))
+    assert entropies == sorted(entropies, reverse=True)
+
+
+def test_density_is_a_density() -> None:
+    torch.manual_seed(0)
+    density = FactorizedDensity(2)
+    for parameter in density.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    z = torch.arange(-400, 401, dtype=torch.float32)[None, None, None].expand(1, 2, 1, -1)
+    with torch.no_grad():
+        mass = torch.exp2(-density.bits(z, torch.ones(1, 1, 1, 1)))
+    assert torch.allclose(mass.sum(3), torch.ones(1, 2, 1), atol=1e-3)
