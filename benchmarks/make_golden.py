@@ -84,7 +84,8 @@ def main() -> None:
         contents[name] = codec.encode(png.getvalue(), quality=quality)
         golden[name] = facts_of(contents[name], options.model)
         print(f"{name}  {picture.width} x {picture.height}  {picture.mode}  {len(contents[name]):,} B")
-    contents["golden.json"] = (json.dumps(golden, indent=1) + "\n").encode()
+    lines = [f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in golden.items()]
+    contents["golden.json"] = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
     existing = {path.name: path.read_bytes() for path in GOLDEN.glob("*")}
     changed = sorted(name for name in existing if existing[name] != contents.get(name))

@@ -70,7 +70,7 @@ def exact_tensors() -> dict[str, Tensor]:
         add_linear(prefix + "feed_forward.project", CONFIG.width, CONFIG.mlp_ratio * CONFIG.width, 200)
     add_linear("head", m * CONFIG.token_rank, CONFIG.width, 24)
     add("token_factors.weight", (m, NUM_CODEWORDS, CONFIG.token_rank), 127, torch.int8)
-    tensors["token_factors.scale"] = torch.full((m,), 0.03)
+    tensors["token_factors.scale"] = torch.full((m,), 0.03, dtype=torch.float32)
     add("token_bias", (m, NUM_CODEWORDS), 100, torch.int32)
     for name, one, unit in (("score_table", 127, 16), ("logit_table", 1 << 15, 64)):
         length = math.ceil(math.log(2 * one) * unit) + 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from pqmim.entropy_model import EntropyModel
 from pqmim.schedule import quincunx_steps
 from pqmim.tokenizer import Tokenizer
-from pqmim.train_entropy_model import code_length, draw_masks
+from pqmim.train_entropy_model import draw_masks
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_code_length_is_cross_entropy_at_the_predicted_positions(model: EntropyM
     predicted = torch.zeros(2, 4, 4, dtype=torch.bool)
     predicted[0, 1, 2] = predicted[1, 3, 0] = True
     first, last = model.schedule.group_bounds(1)
-    bits = code_length(model, tokens, known, predicted, 1, simulate=False)
+    bits = model.code_length(tokens, known, predicted, 1)
     probabilities = all_logits(model, tokens, known, simulate=False).softmax(2).view(2, 4, 4, 3, -1)
     expected = [
         -math.log2(float(probabilities[b, y, x, m, tokens[b, m, y, x]]))

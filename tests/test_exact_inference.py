@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_ENTROPY, make_tiny_entropy_model, make_tiny_tokenizer
+from conftest import TINY_ENTROPY, make_tiny_entropy_model, make_tiny_tokenizer, synthetic_photo
 from exact_model import (
     CONFIG,
     FREQUENCIES_HASH,
@@ -57,6 +57,8 @@ from pqmim.layers import (
     fake_quantize,
     normalize,
 )
+from pqmim.range_coding import TokenWriter
+from pqmim.token_coding import GivenTokens, code_tokens
 
 CPU = torch.device("cpu")
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -119,7 +121,7 @@ def test_golden_integers_in_other_processes(environment: dict[str, str]) -> None
     assert found == FREQUENCIES_HASH
 
 
-def test_threads_and_autocast_change_nothing(kernel: str) -> None:
+def test_settings_of_the_caller_change_nothing(kernel: str) -> None:
     model = exact_model(kernel)
     torch.set_num_threads(2)
     try:
@@ -128,6 +130,11 @@ def test_threads_and_autocast_change_nothing(kernel: str) -> None:
         torch.set_num_threads(1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert hash_of(coded_frequencies(model, *GRID)) == FREQUENCIES_HASH
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert hash_of(coded_frequencies(exact_model(kernel), *GRID)) == FREQUENCIES_HASH
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -342,21 +349,15 @@ def test_every_depth_as_simulated(depth: int) -> None:
         assert abs(extra_bits) < 0.003
 
 
-def test_code_length_is_within_one_percent_of_the_float_model(trainable: EntropyModel) -> None:
-    tokens = torch.randint(16, (1, 3, 12, 12), generator=torch.Generator().manual_seed(0))
-    known = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    hidden = trainable.hidden(trainable.features(tokens, known)).view(144, -1)
-    probabilities = trainable.logits(hidden, 0, 3).softmax(2)
-    exact = exact_form(trainable)
-    state = exact.start(12, 12)
-    for m in range(3):
-        positions = known[0, m].flatten().nonzero()[:, 0]
-        exact.reveal(state, positions, m, m + 1, tokens[0, m].flatten()[positions, None])
-    inner = exact.hidden(state, torch.arange(144))
-    found = torch.cat([exact.frequencies(inner, group) for group in range(2)], dim=1).double() / (1 << 16)
-    entropy = -(probabilities * probabilities.log2()).sum(2)
-    cross = -(probabilities * found.log2()).sum(2)
-    assert cross.sum() / entropy.sum() < 1.01
+def test_payload_is_as_long_as_the_float_model_says(trainable: EntropyModel) -> None:
+    photo = torch.from_numpy(synthetic_photo(256, 320)).permute(2, 0, 1)[None].float() / 255
+    tokens = make_tiny_tokenizer().requires_grad_(False).encode(photo, 0.5)
+    writer = TokenWriter()
+    code_tokens(exact_form(trainable), writer, 16, 20, GivenTokens(tokens[0]))
+    coded = 8 * len(writer.finish())
+    for simulate in (False, True):
+        estimated = trainable.schedule_bits(tokens, simulate=simulate)
+        assert abs(coded - estimated) < 0.01 * estimated + 64
 
 
 # -- choice of the kernel, and weights that break the argument ----------------------------------------------

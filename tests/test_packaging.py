@@ -78,7 +78,8 @@ def test_wheel(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = ROOT / "src" / "pqmim"
-    shipped = [package / "py.typed", *package.rglob("*.py"), *package.rglob("*.safetensors")]
+    patterns = ("py.typed", "*.py", "*.safetensors", "golden/*")
+    shipped = [path for pattern in patterns for path in package.rglob(pattern)]
     assert {path.relative_to(ROOT / "src").as_posix() for path in shipped} <= names
     assert not any(name.startswith(("tests/", "recipes/", "benchmarks/")) for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)

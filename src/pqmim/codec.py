@@ -1,4 +1,5 @@
-"""The codec: image -> bytes -> image. Joins image files, transforms, step loop and container, which ignore each other."""
+"""The codec: image -> bytes -> image. Joins image files, transforms, step loop and container, which do not know each
+other."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pqmim.config import EntropyModelConfig
 from pqmim.layers import (
@@ -24,8 +25,8 @@ from pqmim.layers import (
     quantize_weight,
     round_through,
 )
-from pqmim.quantizer import ProductQuantizer
-from pqmim.schedule import Schedule
+from pqmim.quantizer import LOG2, ProductQuantizer
+from pqmim.schedule import Schedule, Step, quincunx_steps
 
 VALUE_DEVIATIONS = 4.0
 """Codeword values enter the network in int8 over this many standard deviations of their channel."""
@@ -149,3 +150,40 @@ class EntropyModel(nn.Module):
         if simulate:
             logits = round_through(logits * (1 / LOGIT_UNIT)) * LOGIT_UNIT
         return logits.transpose(0, 1)
+
+    def code_length(
+        self, tokens: Tensor, known: Tensor, predicted: Tensor, group: int, *, simulate: bool = False
+    ) -> Tensor:
+        """Bits of each predicted token.
+
+        Args:
+            tokens: (B, M, h, w) int64.
+            known: (B, M, h, w) bool.
+            predicted: (B, h, w) bool, where the tokens of `group` are predicted.
+
+        Returns:
+            (n * m,) float32 for the n predicted positions and the m sub-quantizers of the group.
+        """
+        first, last = self.schedule.group_bounds(group)
+        hidden = self.hidden(self.features(tokens, known), simulate=simulate)[predicted]
+        logits = self.logits(hidden, first, last, simulate=simulate)
+        targets = tokens[:, first:last].permute(0, 2, 3, 1)[predicted]
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") / LOG2
+
+    @torch.no_grad()
+    def schedule_bits(self, tokens: Tensor, *, simulate: bool = False) -> float:
+        """Bits of whole token grids (B, M, h, w), coded step by step as in a file."""
+        quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
+        bits = 0.0
+        for step in self.schedule.steps:
+            here, predicted = (mask.expand(len(tokens), -1, -1) for mask in step_masks(step, quincunx))
+            known = torch.zeros_like(tokens, dtype=torch.bool)
+            known[:, : step.first] = True
+            known[:, step.first : step.last] = here[:, None]
+            bits += float(self.code_length(tokens, known, predicted, step.group, simulate=simulate).double().sum())
+        return bits
+
+
+def step_masks(step: Step, quincunx: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (h, w) bool where the step's group is known before the step, and where the step codes it."""
+    return quincunx < step.begin, (quincunx >= step.begin) & (quincunx < step.end)

@@ -1,14 +1,14 @@
 """The entropy model in exact arithmetic: known tokens -> range-coder frequencies, the same integers on every machine.
 
 A file decodes only if the decoder computes the very frequencies that the encoder used. Floating-point networks do not
-promise that: the order of a sum, a fused multiply-add or a library's `exp` changes the last bit. Here every value between
-tokens and frequencies is an integer, and only four kinds of operation occur, each with one possible result:
+promise that: the order of a sum, a fused multiply-add or a library's `exp` changes the last bit. Here every value
+between tokens and frequencies is an integer, and only four kinds of operation occur, each with one possible result:
 
-1. *Integer matrix products.* Operands are integers of magnitude <= 127, inner dimensions <= `MAX_INNER`, so every partial
-   sum is below 2^24 and exact in int32, float32 and float64 alike, in any order of summation, fused or not. Products of
-   attention weights (<= 127) and values (<= 127) over at most 1,040 keys are covered by the same bound.
-2. *Integer sums.* Sums of squares of the residual stream (<= 2^40 each) run in float64 and stay below 2^53: exact in any
-   order. Sums of attention weights and of exponentials (<= 2^15 each) stay below 2^24 or run in float64.
+1. *Integer matrix products.* Operands are integers of magnitude <= 127, inner dimensions <= `MAX_INNER`, so every
+   partial sum is below 2^24 and exact in int32, float32 and float64 alike, in any order of summation, fused or not.
+   Products of attention weights (<= 127) and values (<= 127) over at most 1,040 keys are covered by the same bound.
+2. *Integer sums.* Sums of squares of the residual stream (<= 2^40 each) run in float64 and stay below 2^53: exact in
+   any order. Sums of attention weights and of exponentials (<= 2^15 each) stay below 2^24 or run in float64.
 3. *Table look-ups*: the two exponentials. The tables are integers stored with the weights, not recomputed.
 4. *Single IEEE 754 operations*, one multiplication, division or square root of exactly represented operands, correctly
    rounded by the standard on every machine and followed by `round` (half to even), `floor` or `clamp`. Each is a
@@ -18,9 +18,9 @@ tokens and frequencies is an integer, and only four kinds of operation occur, ea
 Where floats carry integers they carry integers below 2^24 (float32) or 2^53 (float64).
 
 The products (1) run through one of three kernels that give the same integers: "int8" (`torch._int_mm`; CPU and CUDA,
-where a trial shows that it does not saturate), "float32" and "float64" (the oracle). TF32 and bfloat16 multiplication
-would be harmless, since 8-bit operands fit them and sums are kept in float32; autocast, which rounds sums, is turned off.
-`PQMIM_KERNEL` overrides the choice. docs/exactness.md has the argument at length.
+where a trial shows that it does not saturate), "float32" and "float64" (the oracle). TF32 and bfloat16
+multiplication would be harmless, since 8-bit operands fit them and sums are kept in float32; autocast, which
+rounds sums, is turned off. `PQMIM_KERNEL` overrides the choice. docs/exactness.md has the argument at length.
 """
 
 from __future__ import annotations
@@ -99,8 +99,9 @@ def exact_kernels(device: torch.device) -> tuple[str, ...]:
 def is_int8_exact(device: torch.device) -> bool:
     """Whether `torch._int_mm` gives exact products on a device: tried on the largest operands of all signs.
 
-    It may be missing there (old GPUs), and x86 processors without VNNI add pairs of products in 16 bits, with saturation
-    (pytorch issue 136746; torch goes around it since 2.6, unless the instruction set is limited by environment variables).
+    It may be missing there (old GPUs), and x86 processors without VNNI add pairs of products in 16 bits, with
+    saturation (pytorch issue 136746; torch goes around it since 2.6, unless the instruction set is limited by
+    environment variables).
     """
     for rows, inner, outputs in ((1, MAX_INNER, 8), (32, 64, 192), (300, 192, 64)):
         x = torch.full((rows, inner), INT8_MAX, dtype=torch.int8, device=device)

@@ -1,7 +1,7 @@
 """Blocks of the entropy model, and the fixed-point units that its trainable and its exact form share.
 
-The exact form (`exact_inference`) computes with integers; an integer stands for `integer * UNIT` of the quantity that the
-trainable form computes in floating point. The trainable form rounds to the same grids, passing gradients straight
+The exact form (`exact_inference`) computes with integers; an integer stands for `integer * UNIT` of the quantity that
+the trainable form computes in floating point. The trainable form rounds to the same grids, passing gradients straight
 through, when it simulates the exact one.
 """
 
@@ -51,7 +51,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 class QuantizableLinear(nn.Linear):
     """Linear layer whose weights are rounded to int8 per output when simulating."""
 
-    def forward(self, x: Tensor, simulate: bool = False) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, simulate: bool = False) -> Tensor:
         """(..., in) -> (..., out)."""
         if not simulate:
             return F.linear(x, self.weight, self.bias)

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def straight_through(value: Tensor, proxy: Tensor) -> Tensor:
-    """`value` in the forward pass, the gradient of `proxy` in the backward pass (Bengio et al. 2013, arXiv:1308.3432)."""
+    """`value` in the forward pass, the gradient of `proxy` in the backward pass.
+
+    Source: Bengio et al. 2013, arXiv:1308.3432.
+    """
     return proxy + (value - proxy).detach()
 
 

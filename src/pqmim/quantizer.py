@@ -1,7 +1,7 @@
 """Product quantizer over runs of ordered channels, and the factorized density that comes before it in training.
 
-A position's latent has D channels. They are put in order of their rate, near-dead ones are dropped, and the ordered list
-is cut into M *runs* of about equal rate; sub-quantizer m quantizes run m to one of K codewords. The leading
+A position's latent has D channels. They are put in order of their rate, near-dead ones are dropped, and the ordered
+list is cut into M *runs* of about equal rate; sub-quantizer m quantizes run m to one of K codewords. The leading
 sub-quantizers so hold a channel or two and carry the picture, the last ones hold many quiet channels, where vector
 quantization gains most over scalar quantization. Quantization is *entropy-constrained*: a codeword is chosen by
 

@@ -1,8 +1,8 @@
 """Train the masked transformer on the tokens of a frozen tokenizer; write the finished model.
 
-Tokens are made on the fly from random crops at random trade-offs. Most batches hide what one step of the schedule hides;
-the others hide random positions of random sub-quantizers, so that the network can also fill arbitrary gaps. The loss is
-the mean code length of hidden tokens, plain cross-entropy.
+Tokens are made on the fly from random crops at random trade-offs. Most batches hide what one step of the schedule
+hides; the others hide random positions of random sub-quantizers, so that the network can also fill arbitrary
+gaps. The loss is the mean code length of hidden tokens, plain cross-entropy.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pqmim.checkpoints import MODEL_FILE, load_tokenizer, save_model
 from pqmim.config import EntropyTraining
 from pqmim.data import CropSampler, load_photos, split_photos, validation_crops
-from pqmim.entropy_model import EntropyModel
-from pqmim.quantizer import LOG2
-from pqmim.schedule import Step, quincunx_steps
+from pqmim.entropy_model import EntropyModel, step_masks
+from pqmim.schedule import quincunx_steps
 from pqmim.tokenizer import Tokenizer
 from pqmim.train_tokenizer import w_of_lambda
 from pqmim.training_run import TrainingRun, fit
@@ -29,11 +27,6 @@ RANDOM_MASK_SHARE = 0.15
 """Share of the batches that hide random tokens instead of a step of the schedule."""
 FLOAT_MODEL = "entropy_model_float.pt"
 """Trainable weights, kept beside the model file for the ablation of exact against float arithmetic."""
-
-
-def step_masks(step: Step, quincunx: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (h, w) bool where the step's group is known before the step, and where the step codes it."""
-    return quincunx < step.begin, (quincunx >= step.begin) & (quincunx < step.end)
 
 
 def draw_masks(model: EntropyModel, count: int, quincunx: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:
@@ -67,26 +60,6 @@ def draw_masks(model: EntropyModel, count: int, quincunx: Tensor, device: torch.
     return known, predicted, group
 
 
-def code_length(
-    model: EntropyModel, tokens: Tensor, known: Tensor, predicted: Tensor, group: int, *, simulate: bool
-) -> Tensor:
-    """Bits of each predicted token.
-
-    Args:
-        tokens: (B, M, h, w) int64.
-        known: (B, M, h, w) bool.
-        predicted: (B, h, w) bool.
-
-    Returns:
-        (n * m,) float32 for the n predicted positions and the m sub-quantizers of the group.
-    """
-    first, last = model.schedule.group_bounds(group)
-    hidden = model.hidden(model.features(tokens, known), simulate=simulate)[predicted]
-    logits = model.logits(hidden, first, last, simulate=simulate)
-    targets = tokens[:, first:last].permute(0, 2, 3, 1)[predicted]
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") / LOG2
-
-
 @torch.no_grad()
 def validate_entropy_model(
     model: EntropyModel, tokenizer: Tokenizer, token_sets: dict[float, Tensor], pixels: int, *, simulate: bool
@@ -99,15 +72,7 @@ def validate_entropy_model(
     """
     row: dict[str, float] = {}
     for w, tokens in token_sets.items():
-        quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
-        bits = 0.0
-        for batch in tokens.split(16):
-            for step in model.schedule.steps:
-                here, predicted = (mask.expand(len(batch), -1, -1) for mask in step_masks(step, quincunx))
-                known = torch.zeros_like(batch, dtype=torch.bool)
-                known[:, : step.first] = True
-                known[:, step.first : step.last] = here[:, None]
-                bits += float(code_length(model, batch, known, predicted, step.group, simulate=simulate).sum())
+        bits = sum(model.schedule_bits(batch, simulate=simulate) for batch in tokens.split(16))
         static = float(tokenizer.quantizer.prior_bits(w)[0].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
         row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
         row[f"saved_vs_static@{w:.3g}"] = 1 - bits / static
@@ -161,7 +126,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
         tokens = tokens_of(x, w)
         known, predicted, group = draw_masks(model, len(x), quincunx, run.device)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
-            bits = code_length(model, tokens, known, predicted, group, simulate=step >= first_simulated)
+            bits = model.code_length(tokens, known, predicted, group, simulate=step >= first_simulated)
         return {"loss": bits.mean()}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
@@ -193,7 +158,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
     facts = {
         "description": config.description,
         "tokenizer": tokenizer_facts,
-        "recipe": config.model_dump(mode="json", exclude={"run", "tokenizer"}),
+        "recipe": config.model_dump(mode="json", exclude={"run": True, "tokenizer": True, "data": {"path", "cache"}}),
         "data_hash": photos.manifest_hash,
         "photos": len(photos),
         "validation": {k: round(v, 4) for k, v in numbers.items()},

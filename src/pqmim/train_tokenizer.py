@@ -1,7 +1,8 @@
 """Train the tokenizer for rate and distortion together, in three stages (docs/training.md).
 
 1. *transform*: no codebooks. The latent is rounded with a step drawn per sample, a factorized density gives its rate.
-2. *codebooks*: channels are ordered by rate and cut into runs, codebooks fitted by entropy-constrained Lloyd iterations.
+2. *codebooks*: channels are ordered by rate and cut into runs, codebooks fitted by entropy-constrained Lloyd
+   iterations.
 3. *finetune*: through the quantizer at the real assignment, with the trade-off and the number of sub-quantizers kept
    drawn per sample, so that one model serves all rates and any prefix of the sub-quantizers makes a picture.
 """
@@ -107,21 +108,27 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     elif "codebooks" not in run.resumed["done"]:  # type: ignore[index]
         transform.load_state_dict(run.resumed["module"])  # type: ignore[index]
 
+    path = config.run.output / "tokenizer.safetensors"
+
+    def write() -> None:
+        numbers = validate_tokenizer(tokenizer, held_out, config)
+        facts = {
+            "recipe": config.model_dump(mode="json", exclude={"run": True, "data": {"path", "cache"}}),
+            "data_hash": photos.manifest_hash,
+            "photos": len(photos),
+            "validation": {name: round(number, 4) for name, number in numbers.items()},
+        }
+        save_tokenizer(path, tokenizer, facts)
+
     if run.is_done("codebooks"):
         tokenizer = restore_tokenizer(config, run.resumed["module"]).to(run.device)  # type: ignore[index]
     else:
         tokenizer.quantizer = fit_codebooks(config, transform, sampler, run)
         run.save("codebooks", ["transform", "codebooks"], 0, module=tokenizer.state_dict())
+        write()  # from here on the entropy model can be trained
     if not run.is_done("finetune"):
         finetune(run, config, tokenizer, sampler, held_out)
-    facts = {
-        "recipe": config.model_dump(mode="json", exclude={"run"}),
-        "data_hash": photos.manifest_hash,
-        "photos": len(photos),
-        "validation": {k: round(v, 4) for k, v in validate_tokenizer(tokenizer, held_out, config).items()},
-    }
-    path = config.run.output / "tokenizer.safetensors"
-    save_tokenizer(path, tokenizer, facts)
+    write()
     return path
 
 

@@ -1,0 +1,177 @@
+"""Training: from a folder of photos to a codec, interruptions that leave no trace, and nothing overwritten."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_ENTROPY, TINY_TOKENIZER, synthetic_photo
+from PIL import Image
+from safetensors.torch import load_file
+
+from pqmim import load_codec, train_entropy_model, train_tokenizer
+from pqmim.checkpoints import load_model
+from pqmim.config import EntropyTraining, RunConfig, StageConfig, TokenizerTraining
+from pqmim.errors import ConfigError, ModelError, OutputError
+from pqmim.training_run import TimeIsUp, TrainingRun, learning_rate_factor
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(12):
+        Image.fromarray(synthetic_photo(72 + index, 80, index)).save(folder / f"{index:02}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return folder
+
+
+def tokenizer_config(photos: Path, output: Path, **run: Any) -> TokenizerTraining:
+    stage = {"batch_size": 4, "warmup_steps": 2, "log_every": 1, "validate_every": 4, "ema_decay": 0.8}
+    return TokenizerTraining.model_validate(
+        {
+            "model": TINY_TOKENIZER.model_dump(),
+            "data": {"path": photos, "crop": 64, "validation_photos": 3},
+            "run": {"output": output, "device": "cpu", "bf16": False, **run},
+            "transform": {"steps": 6, "learning_rate": 1e-3, **stage},
+            "codebooks": {"crops": 16, "iterations": 4},
+            "finetune": {"steps": 5, "learning_rate": 3e-4, **stage},
+        }
+    )
+
+
+def entropy_config(photos: Path, tokenizer: Path, output: Path, **run: Any) -> EntropyTraining:
+    return EntropyTraining.model_validate(
+        {
+            "name": "trained",
+            "description": "a test",
+            "tokenizer": tokenizer,
+            "model": TINY_ENTROPY.model_dump(),
+            "data": {"path": photos, "crop": 64, "validation_photos": 3},
+            "run": {"output": output, "device": "cpu", "bf16": False, **run},
+            "stage": {"steps": 8, "batch_size": 4, "warmup_steps": 2, "log_every": 1, "validate_every": 4},
+            "quantize_after": 0.5,
+        }
+    )
+
+
+def until_done(train: Any, config: Any) -> int:
+    """Train with a time limit that ends every call after a step; returns how often it was resumed."""
+    for calls in range(100):
+        try:
+            train(config, resume="auto")
+        except TimeIsUp:
+            continue
+        return calls
+    raise AssertionError("the training does not end")
+
+
+def logged(run: Path) -> list[tuple[str, ...]]:
+    """Rows of the log without what the clock says."""
+    with (run / "log.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["stage", "step", "seconds", "name", "value"]
+    return sorted((stage, step, name, value) for stage, step, _, name, value in rows[1:] if name != "crops_per_second")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tokenizer.train(tokenizer_config(photos, tmp_path_factory.mktemp("runs") / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def model_file(photos: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_entropy_model.train(
+        entropy_config(photos, tokenizer_file, tmp_path_factory.mktemp("runs") / "entropy")
+    )
+
+
+def test_from_photos_to_a_codec(model_file: Path) -> None:
+    codec = load_codec(model_file.parent, device="cpu")
+    photo = synthetic_photo(80, 100, 3)
+    decoded = np.asarray(codec.decode(codec.encode(photo, quality=100)), dtype=float)
+    assert np.square(decoded - photo).mean() < 0.5 * photo.astype(float).var()
+    assert codec.name == "trained"
+
+
+def test_what_a_model_says_of_its_making(model_file: Path) -> None:
+    facts = load_model(model_file).facts
+    assert facts["description"] == "a test"
+    assert facts["photos"] == facts["tokenizer"]["photos"] == 12  # the unreadable one is left out
+    assert facts["data_hash"] == facts["tokenizer"]["data_hash"]
+    assert facts["recipe"]["stage"]["steps"] == 8
+    assert any(name.startswith("bpp_estimate") for name in facts["validation"])
+    assert str(model_file.parent) not in str(facts)  # no paths of the maker's machine
+
+
+def test_logs_and_pictures(tokenizer_file: Path, model_file: Path) -> None:
+    for run, stage, names in (
+        (tokenizer_file.parent, "transform", {"loss", "bpp", "mse", "gradient_norm", "validation/psnr@4"}),
+        (tokenizer_file.parent, "finetune", {"loss", "mse", "gradient_norm"}),
+        (tokenizer_file.parent, "codebooks", {"dimensions", "bits", "perplexity"}),
+        (model_file.parent, "entropy", {"loss", "gradient_norm"}),
+    ):
+        assert names <= {name for found, _, name, _ in logged(run) if found == stage}, stage
+    sheets = list((tokenizer_file.parent / "samples").glob("*.png"))
+    assert sheets
+    with Image.open(sheets[0]) as sheet:
+        assert sheet.size[1] == 2 * 64
+
+
+def test_interrupted_tokenizer_training_leaves_no_trace(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    config = tokenizer_config(photos, tmp_path / "run", max_minutes=1e-9)
+    assert until_done(train_tokenizer.train, config) >= 6
+    whole, resumed = load_file(tokenizer_file), load_file(tmp_path / "run" / "tokenizer.safetensors")
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+    assert logged(tmp_path / "run") == logged(tokenizer_file.parent)
+
+
+def test_interrupted_entropy_training_leaves_no_trace(
+    photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path
+) -> None:
+    config = entropy_config(photos, tokenizer_file, tmp_path / "run", max_minutes=1e-9)
+    assert until_done(train_entropy_model.train, config) == 8
+    assert load_model(tmp_path / "run" / model_file.name).model_id == load_model(model_file).model_id
+    assert logged(tmp_path / "run") == logged(model_file.parent)
+
+
+def test_a_finished_run_can_be_resumed_to_nothing_new(photos: Path, tokenizer_file: Path) -> None:
+    before = load_file(tokenizer_file)
+    train_tokenizer.train(tokenizer_config(photos, tokenizer_file.parent), resume="auto")
+    after = load_file(tokenizer_file)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_runs_are_not_overwritten(photos: Path, tokenizer_file: Path) -> None:
+    with pytest.raises(OutputError, match="--resume auto"):
+        train_tokenizer.train(tokenizer_config(photos, tokenizer_file.parent))
+
+
+def test_resuming_from_nothing(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        train_tokenizer.train(tokenizer_config(photos, tmp_path / "run"), resume=tmp_path / "none.pt")
+    run = TrainingRun.open(RunConfig(output=tmp_path / "new", device="cpu"), "auto")
+    assert run.resumed is None  # auto starts where there is nothing to resume
+
+
+def test_tokenizer_must_be_there(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="No such file"):
+        train_entropy_model.train(entropy_config(photos, tmp_path / "none.safetensors", tmp_path / "run"))
+
+
+def test_folder_that_cannot_be_made(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        train_tokenizer.train(tokenizer_config(photos, tmp_path / "file" / "run"))
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    stage = StageConfig(steps=100, warmup_steps=10, final_learning_rate=0.1)
+    factors = [learning_rate_factor(stage, step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == max(factors) == 1
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] == pytest.approx(0.1, abs=0.01)
