@@ -2,21 +2,23 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import make_tiny_entropy_model, make_tiny_tokenizer, synthetic_photo
 from PIL import Image
 from stand_in_codec import write_photos
 
 from pqmim.ablation import AblationOptions, ModelVariant, ablation_table, run_ablation
-from pqmim.evaluate import PqmimCodec
+from pqmim.codec import load_codec
+from pqmim.metrics import psnr_rgb
 
 
 class Variant:
     """Bits in round numbers per pixel."""
 
     name = "toy, nearest"
+    qualities = None
 
     def price(self, image: Image.Image, quality: float) -> dict[str, float]:
         pixels = image.width * image.height
@@ -45,23 +47,19 @@ def test_table(tmp_path: Path):
     assert (tmp_path / "out" / "ablation.csv").read_text().startswith("variant,quality,psnr-rgb,bpp,")
 
 
-def test_model_variant(monkeypatch: pytest.MonkeyPatch):
-    """What the codec says of its bits arrives under the table's names."""
-    bits = SimpleNamespace(uniform=80.0, static=40.0, exact=30.0, payload=32.0, file=192.0)
-    image = Image.fromarray(np.full((4, 4, 3), 7, np.uint8))
-    codec = SimpleNamespace(
-        rate_breakdown=lambda image, quality: bits,
-        encode=lambda image, quality: b"data",
-        decode=lambda data: image,
-    )
-    monkeypatch.setattr(PqmimCodec, "loaded", lambda self: codec)
-    variant = ModelVariant(PqmimCodec("small"))
-    assert variant.name == "pqmim-small"
-    assert variant.price(image, 50.0) == {
-        "psnr-rgb": 100.0,
-        "file": 192.0,
-        "uniform": 80.0,
-        "static": 40.0,
-        "masked-exact": 30.0,
-        "payload": 32.0,
+def test_model_variant(tiny_model: Path):
+    """What codec and float network say of the bits arrives under the table's names, and they agree with each other."""
+    photo = Image.fromarray(synthetic_photo(96, 128))
+    codec = load_codec(tiny_model, device="cpu")
+    tokenizer = make_tiny_tokenizer()
+    prices = ModelVariant("tiny", codec, make_tiny_entropy_model(tokenizer)).price(photo, 50.0)
+    data, bits = codec.encode_with_rates(photo, quality=50.0)
+    assert prices["file"] == 8 * len(data)
+    assert prices["psnr-rgb"] == psnr_rgb(np.asarray(photo), np.asarray(codec.decode(data)))
+    assert {key: prices[key] for key in ("uniform", "static", "masked-exact", "payload")} == {
+        "uniform": bits.uniform,
+        "static": bits.static,
+        "masked-exact": bits.exact,
+        "payload": bits.payload,
     }
+    assert prices["masked-float"] == pytest.approx(prices["masked-exact"], rel=0.05)

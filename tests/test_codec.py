@@ -123,7 +123,8 @@ def test_quality_is_checked(codec: Codec, photo: Image.Image) -> None:
 
 def test_rate_breakdown_adds_up(codec: Codec) -> None:
     photo = synthetic_photo(128, 128, 3)
-    rates = codec.rate_breakdown(photo, 60)
+    data, rates = codec.encode_with_rates(photo, quality=60)
+    assert data == codec.encode(photo, quality=60)
     assert rates.file == 8 * len(codec.encode(photo, quality=60))
     assert rates.payload < rates.file
     assert rates.uniform == 3 * 64 * 4  # 3 sub-quantizers of 16 codewords at 64 positions

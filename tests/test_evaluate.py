@@ -14,7 +14,7 @@ from PIL import Image
 from stand_in_codec import StandInCodec, write_photos
 
 from pqmim import evaluate
-from pqmim.ablation import AblationOptions, ModelVariant, run_ablation
+from pqmim.ablation import AblationOptions, run_ablation, variants_of
 from pqmim.benchmark import BenchmarkOptions, pqmim_factory, run_benchmark
 from pqmim.errors import ConfigError, ImageError, ModelError
 from pqmim.evaluate import (
@@ -246,10 +246,17 @@ def test_a_model_from_files_to_page(options: EvaluationOptions, tiny_model: Path
     page = ReportOptions(options.output / "report.html", dataset=options.dataset, codecs=(codec,), images=1)
     assert write_report(evaluation, page) > 20_000
 
-    ablation = AblationOptions(options.dataset, options.output, (ModelVariant(codec),), (50,), is_quiet=True)
-    (row,) = run_ablation(ablation)
-    assert row.bpp > row.bpp_parts["payload"] > 0
-    assert row.bpp_parts["masked-exact"] == pytest.approx(row.bpp_parts["payload"], rel=0.05)
+    variants = variants_of(str(tiny_model), "cpu")
+    rows = run_ablation(AblationOptions(options.dataset, options.output, variants, (50,), is_quiet=True))
+    assert [row.variant for row in rows] == [
+        "tiny",
+        *(f"tiny, {n} steps" for n in (2, 4, 10)),
+        "tiny, nearest codeword",
+    ]
+    for row in rows:
+        assert row.bpp > row.bpp_parts["payload"] > 0
+        assert row.bpp_parts["masked-exact"] == pytest.approx(row.bpp_parts["payload"], rel=0.05)
+    assert rows[-1].psnr_rgb >= rows[0].psnr_rgb
 
     bench = BenchmarkOptions(
         options.output, (pqmim_factory(str(tiny_model), device="cpu"),), (64,), (1,), repeats=1, is_quiet=True
@@ -283,6 +290,6 @@ def test_published_curves_come_with_kodak_only(tmp_path: Path):
 
 
 def test_importing_brings_no_torch():
-    code = "import sys, pqmim.evaluate, pqmim.ablation, pqmim.benchmark, pqmim.report;sys.exit('torch' in sys.modules)"
+    code = "import sys, pqmim.evaluate, pqmim.benchmark, pqmim.report;sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

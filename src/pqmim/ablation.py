@@ -9,22 +9,31 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.progress import track
 
-from pqmim.evaluate import PqmimCodec, find_images
+from pqmim.checkpoints import find_model, load_model
+from pqmim.codec import Codec, resolve_device
+from pqmim.config import QualityRange
+from pqmim.entropy_model import EntropyModel
+from pqmim.evaluate import find_images
 from pqmim.image_io import load_picture
 from pqmim.metrics import psnr_rgb
+from pqmim.schedule import NUM_QUINCUNX_STEPS
+from pqmim.train_entropy_model import FLOAT_MODEL
 
 FILE, PSNR = "file", "psnr-rgb"
 UNIFORM, STATIC, FLOAT, EXACT, PAYLOAD = "uniform", "static", "masked-float", "masked-exact", "payload"
 COMPARISONS = ((STATIC, UNIFORM), (EXACT, STATIC), (EXACT, FLOAT), (PAYLOAD, EXACT))
 """Which rate is told against which, where a variant has both."""
+NEAREST_W = 1e-6
+"""Squared latent units per bit so small that only the distance counts."""
 
 
 class AblationCodec(Protocol):
@@ -33,6 +42,10 @@ class AblationCodec(Protocol):
     @property
     def name(self) -> str:
         """First column of its rows."""
+
+    @property
+    def qualities(self) -> tuple[float, ...] | None:
+        """Qualities that make a difference to this variant; None = those of the options."""
 
     def price(self, image: Image.Image, quality: float) -> Mapping[str, float]:
         """Code one RGB image and price its tokens.
@@ -48,25 +61,60 @@ class AblationCodec(Protocol):
 
 @dataclass(frozen=True)
 class ModelVariant:
-    """A pqmim model as it encodes."""
+    """A pqmim model, as it is or changed in one thing.
 
-    codec: PqmimCodec
+    Attributes:
+        float_model: the trained network before it became integers, if there.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.codec.name
+    name: str
+    codec: Codec
+    float_model: EntropyModel | None = None
+    qualities: tuple[float, ...] | None = None
 
     def price(self, image: Image.Image, quality: float) -> Mapping[str, float]:
-        bits = self.codec.loaded().rate_breakdown(image, quality)
-        decoded = self.codec.decode(self.codec.encode(image, quality))
-        return {
-            PSNR: psnr_rgb(np.asarray(image), np.asarray(decoded)),
+        data, bits = self.codec.encode_with_rates(image, quality=quality)
+        prices = {
+            PSNR: psnr_rgb(np.asarray(image), np.asarray(self.codec.decode(data))),
             FILE: bits.file,
             UNIFORM: bits.uniform,
             STATIC: bits.static,
             EXACT: bits.exact,
             PAYLOAD: bits.payload,
         }
+        if self.float_model is not None:
+            tokens = torch.from_numpy(self.codec.decode_tokens(data))
+            prices[FLOAT] = self.float_model.schedule_bits(tokens[None])
+        return prices
+
+
+def variants_of(model: str, device: str) -> tuple[ModelVariant, ...]:
+    """A model as it is, with nearest codewords instead of entropy-constrained choice, and with other schedules.
+
+    The float network is compared where its weights lie beside the model file, that is in a run folder.
+
+    Args:
+        model: name of a shipped model, model file or run folder.
+
+    Raises:
+        ModelError: no such model.
+    """
+    path = find_model(model)
+    loaded, where = load_model(path), resolve_device(device)
+    num_groups = len(loaded.entropy_config.group_steps)
+    float_model = None
+    if (path.parent / FLOAT_MODEL).exists():
+        float_model = EntropyModel.for_quantizer(loaded.entropy_config, loaded.tokenizer.quantizer)
+        float_model.load_state_dict(torch.load(path.parent / FLOAT_MODEL, weights_only=True))
+        float_model.eval()
+    variants = [ModelVariant(loaded.name, Codec(loaded, where), float_model)]
+    for count in (1, 2, NUM_QUINCUNX_STEPS):
+        config = loaded.entropy_config.model_copy(update={"group_steps": (count,) * num_groups})
+        codec = Codec(replace(loaded, entropy_config=config), where)
+        variants.append(ModelVariant(f"{loaded.name}, {count * num_groups} steps", codec))
+    nearest = replace(loaded, quality=QualityRange(w_at_0=NEAREST_W, w_at_100=NEAREST_W))
+    variants.append(ModelVariant(f"{loaded.name}, nearest codeword", Codec(nearest, where), qualities=(100.0,)))
+    return tuple(variants)
 
 
 @dataclass(frozen=True)
@@ -76,7 +124,7 @@ class AblationOptions:
     Attributes:
         dataset: folder of images, or one image.
         output: folder for `ablation.json`, `ablation.csv` and `ablation.md`.
-        codecs: variants, `ModelVariant` for a model as it is.
+        codecs: variants, see `variants_of`.
         is_quiet: no progress bar.
     """
 
@@ -118,7 +166,7 @@ def run_ablation(options: AblationOptions) -> tuple[AblationRow, ...]:
         ImageError: an image cannot be read.
     """
     images = [Image.fromarray(load_picture(file).rgb) for file in find_images(options.dataset).values()]
-    settings = [(codec, quality) for codec in options.codecs for quality in options.qualities]
+    settings = [(codec, quality) for codec in options.codecs for quality in codec.qualities or options.qualities]
     rows = []
     for codec, quality in track(settings, "ablation", disable=options.is_quiet):
         prices = [codec.price(image, quality) for image in images]

@@ -325,7 +325,7 @@ def evaluate(
         references = reference_codecs(_names(reference))
         own = _own_codecs(models, device, has_references=bool(references))
         if ablation:
-            _run_ablation(dataset, output, own, is_quiet=is_quiet)
+            _run_ablation(dataset, output, models or ["small"], device, is_quiet=is_quiet)
             return
         options = EvaluationOptions(
             dataset=dataset,
@@ -484,11 +484,11 @@ def _write_report(evaluation: Evaluation, options: EvaluationOptions, anchor: st
     write_figures(evaluation, options.output)
 
 
-def _run_ablation(dataset: Path, output: Path, codecs: list[PqmimCodec], *, is_quiet: bool) -> None:
+def _run_ablation(dataset: Path, output: Path, models: list[str], device: Device, *, is_quiet: bool) -> None:
     """Write and print the table of where the bits go."""
-    from pqmim.ablation import AblationOptions, ModelVariant, ablation_table, run_ablation
+    from pqmim.ablation import AblationOptions, ablation_table, run_ablation, variants_of
 
-    variants = tuple(ModelVariant(codec) for codec in codecs)
+    variants = tuple(variant for model in models for variant in variants_of(model, device.value))
     typer.echo(ablation_table(run_ablation(AblationOptions(dataset, output, variants, is_quiet=is_quiet))))
 
 

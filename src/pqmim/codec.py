@@ -23,6 +23,7 @@ from pqmim.errors import ConfigError, LimitError, ModelMismatchError, TokenCheck
 from pqmim.exact_inference import ExactEntropyModel
 from pqmim.image_io import ImageLike, Picture, decode_alpha, encode_alpha, load_picture, to_pillow
 from pqmim.range_coding import TokenReader, TokenWriter
+from pqmim.schedule import Step
 from pqmim.token_coding import GivenTokens, RateDistortionChoice, bits_table, code_tokens
 from pqmim.tokenizer import Tokenizer
 
@@ -131,20 +132,22 @@ class Codec:
         return hashlib.sha256(_token_bytes(torch.from_numpy(self.decode_tokens(data)))).hexdigest()
 
     @torch.inference_mode()
-    def rate_breakdown(self, image: ImageLike, quality: float) -> RateBreakdown:
-        """What an image's tokens cost under uniform codes, static frequencies and the masked model."""
+    def encode_with_rates(self, image: ImageLike, *, quality: float = 50.0) -> tuple[bytes, RateBreakdown]:
+        """What `encode` returns, and what its tokens cost: uniform codes, static frequencies, masked model."""
         picture = load_picture(image, max_pixels=MAX_PIXELS)
-        writer = TokenWriter()
-        tokens = self._choose_tokens(picture, quality, writer)
+        tokens = self._choose_tokens(picture, quality, TokenWriter())
+        writer, counted = TokenWriter(), _CountedTokens(tokens)
+        code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], counted)
         payload = writer.finish()
+        data = self._pack(picture, tokens, payload)
         quantizer = self._tokenizer.quantizer
         prior = quantizer.prior_bits(self._quality.w(quality))[0]
-        return RateBreakdown(
+        return data, RateBreakdown(
             uniform=tokens.numel() * float(np.log2(quantizer.num_codewords)),
             static=float(prior.gather(1, tokens.flatten(1)).double().sum()),
-            exact=self._ideal_bits(tokens),
+            exact=counted.bits,
             payload=8.0 * len(payload),
-            file=8.0 * len(self._pack(picture, tokens, payload)),
+            file=8.0 * len(data),
         )
 
     # -- parts of encode and decode ---------------------------------------------------------------------------------
@@ -194,13 +197,6 @@ class Codec:
             raise TokenCheckError("decoded tokens differ from those that were encoded (run `pqmim selftest`)")
         return tokens
 
-    @torch.inference_mode()
-    def _ideal_bits(self, tokens: Tensor) -> float:
-        """-log2 of the probability of tokens (M, h, w) under the exact model."""
-        choice = _CountedTokens(tokens)
-        code_tokens(self._entropy_model, TokenWriter(), tokens.shape[1], tokens.shape[2], choice)
-        return choice.bits
-
     def _analyze(self, rgb: NDArray[np.uint8]) -> Tensor:
         """(H, W, 3) uint8 -> latent (1, D, h, w) float32; H and W are padded to the stride by repeating the edge."""
         height, width = rgb.shape[:2]
@@ -236,7 +232,7 @@ class _CountedTokens(GivenTokens):
         self.bits = 0.0
         self._bits_of_frequency = bits_table(tokens.device).double()
 
-    def __call__(self, step, positions, frequencies):  # type: ignore[no-untyped-def]
+    def __call__(self, step: Step, positions: Tensor, frequencies: Tensor) -> Tensor:
         tokens = super().__call__(step, positions, frequencies)
         coded = frequencies.gather(2, tokens[:, :, None])
         self.bits += float(self._bits_of_frequency[coded].sum())

@@ -80,20 +80,23 @@ class EntropyModel(nn.Module):
         num_kept = len(quantizer.order)
         model = cls(config, quantizer.num_subquantizers, quantizer.num_codewords, num_kept, quantizer.runs())
         with torch.no_grad():
-            usage = quantizer.prior_logits.softmax(2).mean(0)  # over the trade-offs
+            priors = quantizer.prior_logits.log_softmax(2)  # (L, M, K)
+            usage = priors.exp().mean(0)  # over the trade-offs
             model.token_bias.copy_(usage.log())
-            model.token_factors.normal_(std=0.1)
+            model.token_factors.normal_(std=0.3)
             for m, run in enumerate(quantizer.runs()):
                 codewords = quantizer.codebook[:, run]
                 centered = codewords - quantizer.default[quantizer.order[run]]
                 deviation = (usage[m] @ centered.square()).sqrt().clamp_min(1e-6)
                 grid = (centered / deviation * (INT8_MAX / VALUE_DEVIATIONS)).round().clamp(-INT8_MAX, INT8_MAX)
                 model.token_values[:, run] = grid * ACTIVATION_UNIT
-                # Inner products with value and squared value make a Gaussian over the codewords: start there.
-                value = (centered / deviation).clamp(-4, 4)[:, : config.token_rank // 2]
-                count = value.shape[1]
-                model.token_factors[m, :, :count] = value
-                model.token_factors[m, :, count : 2 * count] = (value.square() - 1).clamp(-4, 4)
+                # Start where a few numbers say much: how each static prior differs from their mean (the trade-off),
+                # the distance from the mean (the local activity), the values themselves (the local mean).
+                value = (centered / deviation).clamp(-4, 4)
+                distance = value.square().mean(1, keepdim=True)
+                shapes = (priors[:, m] - priors[:, m].mean(0)).t().clamp(-4, 4)
+                start = torch.cat([shapes, distance.sqrt(), distance.clamp(max=4), value], dim=1)[:, : config.token_rank]
+                model.token_factors[m, :, : start.shape[1]] = start
             nn.init.zeros_(model.head.bias)
             model.head.weight.mul_(0.1)
         return model

@@ -137,9 +137,12 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
             )
 
     if not run.is_done("entropy"):
+        # One step of Adam moves a head output by about learning rate x width, and the logits by several times that: the
+        # head must learn slower than the layers, or the noise of its steps costs more than the context brings.
+        slow = ("head.", "token_")
         groups: list[dict[str, Any]] = [
-            {"params": [p for n, p in model.named_parameters() if not n.startswith("token_")]},
-            {"params": [model.token_factors, model.token_bias], "lr": 3.0},  # sparse gradients
+            {"params": [p for n, p in model.named_parameters() if not n.startswith(slow)]},
+            {"params": [p for n, p in model.named_parameters() if n.startswith(slow)], "lr": 0.1},
         ]
         fit(
             run,

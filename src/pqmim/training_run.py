@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,11 +25,22 @@ from pqmim.codec import resolve_device
 from pqmim.config import RunConfig, StageConfig
 from pqmim.errors import ConfigError, OutputError
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 CHECKPOINT = "checkpoint.pt"
 
 
 class TimeIsUp(Exception):
     """`run.max_minutes` is over; the checkpoint is written and `--resume auto` goes on."""
+
+
+def _open_board(folder: Path) -> SummaryWriter | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def learning_rate_factor(stage: StageConfig, step: int) -> float:
@@ -47,12 +58,14 @@ class TrainingRun:
 
     Attributes:
         resumed: content of the checkpoint to go on from, or None.
+        board: TensorBoard writer, or None where TensorBoard (an extra) is not installed.
     """
 
     config: RunConfig
     device: torch.device
     resumed: dict[str, Any] | None
     started: float
+    board: SummaryWriter | None
 
     @classmethod
     def open(cls, config: RunConfig, resume: str | Path | None) -> TrainingRun:
@@ -79,7 +92,7 @@ class TrainingRun:
             resumed = torch.load(source, map_location="cpu", weights_only=True)
         elif resume not in (None, "auto"):
             raise ConfigError(f"{source}: no such checkpoint")
-        return cls(config, resolve_device(config.device), resumed, time.monotonic())
+        return cls(config, resolve_device(config.device), resumed, time.monotonic(), _open_board(config.output))
 
     @property
     def out_of_time(self) -> bool:
@@ -108,13 +121,10 @@ class TrainingRun:
             seconds = f"{time.monotonic() - self.started:.1f}"
             for name, value in values.items():
                 writer.writerow([stage, step, seconds, name, f"{value:.6g}"])
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # an extra; the CSV has everything
-            return
-        with SummaryWriter(str(self.config.output / "tensorboard"), filename_suffix=f".{stage}") as board:
+        if self.board is not None:
             for name, value in values.items():
-                board.add_scalar(f"{stage}/{name}", value, step)
+                self.board.add_scalar(f"{stage}/{name}", value, step)
+            self.board.flush()
 
 
 def fit(
