@@ -2,7 +2,8 @@
 
     python benchmarks/equal_bytes.py [--image examples/photo.png] [--quality 30] [-o docs/images/equal_bytes.png]
 
-pqmim sets the size; every other codec gets the highest quality that does not exceed it, or its smallest file if none does.
+pqmim sets the size; every other codec gets the highest quality that does not exceed it, or its smallest file if none
+does.
 """
 
 from __future__ import annotations

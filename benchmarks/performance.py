@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from pqmim import load_codec
+from pqmim.bitstream import parse
 from pqmim.codec import Codec
 from pqmim.entropy_model import EntropyModel
 from pqmim.range_coding import PRECISION, TokenReader, TokenWriter
@@ -75,20 +76,21 @@ def enlarge(image: Image.Image, megapixels: float) -> Image.Image:
 
 
 @torch.inference_mode()
-def float_entropy_seconds(codec: Codec, tokens: torch.Tensor) -> float:
+def float_entropy_seconds(codec: Codec, tokens: torch.Tensor, level: int) -> float:
     """Entropy part of decoding in plain float32: same network, schedule and coder, softmax in place of the tables."""
     exact = codec._entropy_model
     quantizer = codec._tokenizer.quantizer
     model = EntropyModel.for_quantizer(exact.config, quantizer).eval()  # its speed does not depend on the weights
     _, height, width = tokens.shape
     known = torch.zeros(1, *tokens.shape, dtype=torch.bool)
-    state = exact.start(height, width)
+    state = exact.start(height, width, level)
+    levels = torch.tensor([level])
     writer = TokenWriter()
     start = time.perf_counter()
     for step in model.schedule.steps:
         positions = exact.positions(state, step)
-        hidden = model.hidden(model.features(tokens[None], known))[0].flatten(0, 1)[positions]
-        probabilities = model.logits(hidden, step.first, step.last).softmax(-1)
+        hidden = model.hidden(model.features(tokens[None], known, levels))[0].flatten(0, 1)[positions]
+        probabilities = model.logits(hidden, levels.expand(len(hidden)), step.first, step.last).softmax(-1)
         frequencies = (probabilities * ((1 << PRECISION) - model.num_codewords)).floor_().to(torch.int32) + 1
         rest = (1 << PRECISION) - frequencies.sum(-1, keepdim=True, dtype=torch.int32)
         frequencies.scatter_add_(-1, probabilities.argmax(-1, keepdim=True), rest)
@@ -141,7 +143,7 @@ def main() -> None:
             seconds.clear()
             codec.decode_tokens(data)
             exact.append(sum(seconds.values()))
-            floating.append(float_entropy_seconds(codec, tokens))
+            floating.append(float_entropy_seconds(codec, tokens, parse(data).level))
         print(f"| {threads} | {min(exact):.3f} | {min(floating):.3f} | {min(floating) / min(exact):.2f} |")
 
 

@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 
 from pqmim.checkpoints import MODEL_FILE, save_model
-from pqmim.config import AutoencoderConfig, EntropyModelConfig, QualityRange, QuantizerConfig, TokenizerConfig
+from pqmim.config import (
+    NUM_PRIORS,
+    AutoencoderConfig,
+    EntropyModelConfig,
+    QualityRange,
+    QuantizerConfig,
+    TokenizerConfig,
+)
 from pqmim.entropy_model import EntropyModel
 from pqmim.quantizer import ProductQuantizer, fit_codebook, order_channels
 from pqmim.tokenizer import Tokenizer
@@ -65,7 +72,8 @@ def make_tiny_tokenizer(seed: int = 0) -> Tokenizer:
         for m, columns in enumerate(quantizer.runs()):
             codewords, probabilities = fit_codebook(values[:, order[columns]], sizes.num_codewords, 0.5, 6, generator)
             quantizer.codebook[:, columns] = codewords
-            quantizer.prior_logits[:, m] = probabilities.log()
+            sharper = torch.linspace(1, 2, NUM_PRIORS)[:, None]  # frequent tokens prevail at low rates
+            quantizer.prior_logits[:, m] = sharper * probabilities.log()
         tokenizer.quantizer = quantizer
     return tokenizer
 

@@ -29,8 +29,9 @@ CONFIG = EntropyModelConfig(
 RUNS = [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 7), slice(7, 12)]
 NUM_CODEWORDS = 24
 CPU = torch.device("cpu")
+NUM_LEVELS = 3
 GRID = (13, 10)
-FREQUENCIES_HASH = "cda1c2fdd24353b3f39a5e434c04c585abeb123f09b01b8d868cab7b11ce7829"
+FREQUENCIES_HASH = "74b52bc638aed8b25d9caf18f8e34327517c36da558111b6abea5c2252c2f26e"
 """SHA-256 of `coded_frequencies`. It changes only with the arithmetic itself, and then no file that was written
 before can be read."""
 
@@ -58,7 +59,7 @@ def exact_tensors() -> dict[str, Tensor]:
         tensors[name + ".scale"] = (row * (typical_output / (73 * 20 * math.sqrt(inputs)))).float()
 
     add("token_values", (NUM_CODEWORDS, num_kept), 127, torch.int8)
-    add_linear("embed", CONFIG.width, num_kept + m, 300)
+    add_linear("embed", CONFIG.width, num_kept + m + NUM_LEVELS, 300)
     for index in range(CONFIG.num_layers):
         prefix = f"layers.{index}."
         if index % CONFIG.attention_every == 0:
@@ -71,7 +72,7 @@ def exact_tensors() -> dict[str, Tensor]:
     add_linear("head", m * CONFIG.token_rank, CONFIG.width, 24)
     add("token_factors.weight", (m, NUM_CODEWORDS, CONFIG.token_rank), 127, torch.int8)
     tensors["token_factors.scale"] = torch.full((m,), 0.03, dtype=torch.float32)
-    add("token_bias", (m, NUM_CODEWORDS), 100, torch.int32)
+    add("token_bias", (NUM_LEVELS, m, NUM_CODEWORDS), 100, torch.int32)
     for name, one, unit in (("score_table", 127, 16), ("logit_table", 1 << 15, 64)):
         length = math.ceil(math.log(2 * one) * unit) + 1
         table = [round(one * math.exp(-i / unit)) for i in range(length)]
@@ -83,14 +84,14 @@ def exact_model(kernel: str | None = None, device: torch.device = CPU) -> ExactE
     return ExactEntropyModel(CONFIG, exact_tensors(), RUNS, device=device, kernel=kernel)
 
 
-def coded_frequencies(model: ExactEntropyModel, height: int, width: int) -> list[np.ndarray]:
+def coded_frequencies(model: ExactEntropyModel, height: int, width: int, level: int = 1) -> list[np.ndarray]:
     """Frequencies of every step while a grid of formula tokens is coded: (n, m, K) int32 each."""
     tokens = np.abs(integers(99, (model.num_subquantizers, height * width), model.num_codewords - 1))
-    state = model.start(height, width)
+    state = model.start(height, width, level)
     coded = []
     for step in model.schedule.steps:
         positions = model.positions(state, step)
-        frequencies = model.frequencies(model.hidden(state, positions), step.group)
+        frequencies = model.frequencies(model.hidden(state, positions), level, step.group)
         coded.append(frequencies.cpu().numpy())
         values = torch.from_numpy(tokens[step.first : step.last, positions.cpu().numpy()].T.copy())
         if len(positions):

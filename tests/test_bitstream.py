@@ -23,6 +23,7 @@ EXAMPLE = Container(
     width=30,
     height=20,
     model_id=bytes.fromhex("C0FFEE01"),
+    level=2,
     payload=bytes.fromhex("FFFEC2"),
     token_check=token_check(bytes.fromhex("02 00 00 00 03 00 01 00")),
 )
@@ -30,6 +31,7 @@ LARGEST = Container(
     width=MAX_DIMENSION,
     height=MAX_DIMENSION,
     model_id=bytes(4),
+    level=255,
     payload=b"",
     token_check=0xFFFF,
     steps_sent=MAX_STEPS_SENT,
@@ -42,6 +44,7 @@ containers = st.builds(
     width=dimensions,
     height=dimensions,
     model_id=st.binary(min_size=4, max_size=4),
+    level=st.integers(0, 255),
     payload=st.binary(max_size=100),
     token_check=st.integers(0, 0xFFFF),
     steps_sent=st.none() | st.integers(0, MAX_STEPS_SENT),
@@ -66,8 +69,8 @@ def test_constants_of_the_format_page() -> None:
     assert MAGIC.hex(" ").upper() in FORMAT_PAGE
     assert f"format, version {VERSION}." in FORMAT_PAGE
     assert (MAX_DIMENSION, MAX_STEPS_SENT) == (2**21, 2**14 - 1)
-    assert len(pack(replace(EXAMPLE, payload=b""))) == 17
-    assert len(pack(replace(EXAMPLE, width=768, height=512, payload=b""))) == 19
+    assert len(pack(replace(EXAMPLE, payload=b""))) == 18
+    assert len(pack(replace(EXAMPLE, width=768, height=512, payload=b""))) == 20
     assert token_check(b"123456789") == 0x31C3  # the check value of CRC-16/XMODEM
 
 
@@ -111,7 +114,7 @@ def test_garbage_is_refused(garbage: bytes) -> None:
 
 @given(st.integers(0, 3), st.binary(max_size=40))
 def test_a_right_checksum_over_anything_reads_one_way_or_not_at_all(flags: int, rest: bytes) -> None:
-    data = with_checksum(MAGIC + bytes([VERSION << 4 | flags]) + bytes(4) + rest)
+    data = with_checksum(MAGIC + bytes([VERSION << 4 | flags]) + bytes(5) + rest)
     try:
         container = parse(data)
     except BitstreamError:
@@ -125,7 +128,7 @@ def test_each_cause_has_its_error() -> None:
         parse(b"")
     with pytest.raises(NotAPqmFileError, match="not a"):
         parse(b"\x89PNG\r\n\x1a\n" + bytes(40))
-    for length in (1, 3, 4, 5, 16):
+    for length in (1, 3, 4, 5, 17):
         with pytest.raises(TruncatedFileError, match=f"after {length} bytes"):
             parse(good[:length])
     with pytest.raises(UnsupportedFileError, match="version 2"):
@@ -154,7 +157,7 @@ def test_each_cause_has_its_error() -> None:
     ],
 )
 def test_fields_that_do_not_fit(flags: int, fields: str, cause: str) -> None:
-    start = MAGIC + bytes([VERSION << 4 | flags]) + bytes(4)
+    start = MAGIC + bytes([VERSION << 4 | flags]) + bytes(5)
     with pytest.raises(DamagedFileError, match=cause):
         parse(with_checksum(start + bytes.fromhex(fields) + bytes(2)))
 
@@ -165,11 +168,13 @@ def test_fields_that_do_not_fit(flags: int, fields: str, cause: str) -> None:
         {"width": 0},
         {"height": MAX_DIMENSION + 1},
         {"model_id": b"abc"},
+        {"level": -1},
+        {"level": 256},
         {"token_check": 1 << 16},
         {"steps_sent": MAX_STEPS_SENT + 1},
         {"alpha": b""},
     ],
 )
 def test_a_container_that_no_file_can_hold(change: dict[str, int | bytes]) -> None:
-    with pytest.raises(ValueError, match=r"must|has"):
+    with pytest.raises(ValueError, match=r"must|has|is 0 to"):
         replace(EXAMPLE, **change)  # type: ignore[arg-type]

@@ -279,6 +279,7 @@ def test_json(pqmim: Pqmim, tiny_model: Path) -> None:
         "version": 1,
         "model_id": container.model_id.hex(),
         "model": None,
+        "level": container.level,
         "payload_bytes": len(container.payload),
         "alpha_bytes": 0,
         "steps_sent": None,
@@ -322,6 +323,7 @@ def test_info_of_another_models_file(pqmim: Pqmim, tiny_model: Path) -> None:
     assert result.exit_code == 0
     model_id = parse(Path("a.pqm").read_bytes()).model_id.hex()
     assert f"model unknown ({model_id})" in result.stdout
+    assert "  level " in result.stdout
     assert "alpha 1 B" in result.stdout
 
     # Without --model the file has to name a shipped model.

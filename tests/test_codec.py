@@ -1,6 +1,7 @@
 """The codec: pictures of all sizes and kinds there and back, in tiles or whole, and files of others refused."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import pqmim.codec
-from pqmim.bitstream import parse
+from pqmim.bitstream import pack, parse
 from pqmim.checkpoints import MODEL_FILE, save_model
 from pqmim.codec import Codec, assemble_tiles, load_codec, resolve_device
-from pqmim.config import QualityRange
-from pqmim.errors import ConfigError, LimitError, ModelError, ModelMismatchError
+from pqmim.config import NUM_PRIORS, QualityRange
+from pqmim.errors import (
+    ConfigError,
+    DamagedFileError,
+    LimitError,
+    ModelError,
+    ModelMismatchError,
+    TokenCheckError,
+)
 from pqmim.exact_inference import exact_kernels
 
 
@@ -138,6 +146,12 @@ def test_token_hash_is_of_the_tokens(codec: Codec, photo: Image.Image) -> None:
     assert codec.token_hash(data) == hashlib.sha256(tokens).hexdigest()
 
 
+def test_a_file_names_the_level_of_its_quality(codec: Codec) -> None:
+    photo = synthetic_photo(40, 40)
+    levels = [parse(codec.encode(photo, quality=quality)).level for quality in (0, 50, 100)]
+    assert levels == [4, 2, 0]  # w is 60, 5.5 and 0.5; the priors lie at 1, e, e^2, ...
+
+
 # -- tiles ---------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +202,20 @@ def test_files_of_another_model_are_refused_by_name(codec: Codec, photo: Image.I
         codec.decode(data)
     for part in (other.model_id.hex(), codec.model_id.hex(), "tiny"):
         assert part in str(caught.value)
+
+
+def test_levels_that_the_model_does_not_have_are_refused(codec: Codec, photo: Image.Image) -> None:
+    container = parse(codec.encode(photo))
+    for level in (NUM_PRIORS, 255):
+        with pytest.raises(DamagedFileError, match=f"level {level} "):
+            codec.decode(pack(replace(container, level=level)))
+
+
+def test_another_level_does_not_decode(codec: Codec) -> None:
+    container = parse(codec.encode(synthetic_photo(160, 160), quality=100))
+    for level in range(1, NUM_PRIORS):
+        with pytest.raises((DamagedFileError, TokenCheckError)):
+            codec.decode(pack(replace(container, level=level)))
 
 
 def test_pixel_limits(codec: Codec, photo: Image.Image) -> None:

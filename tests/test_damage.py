@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from pqmim.bitstream import MAX_DIMENSION, Container, pack, parse
 from pqmim.cli import app
-from pqmim.errors import BitstreamError, LimitError, ModelMismatchError, NotAPqmFileError
+from pqmim.config import NUM_PRIORS
+from pqmim.errors import BitstreamError, DamagedFileError, LimitError, ModelMismatchError, NotAPqmFileError
 
 if TYPE_CHECKING:
     from pqmim.codec import Codec
@@ -75,8 +76,8 @@ def visibly_damaged(good_files: list[bytes], rng: random.Random) -> Iterator[byt
         for second in good_files:
             if first != second:
                 yield first + second
-                yield first[:13] + second[13:]  # the header of another file
-    for length in (1, 2, 4, 5, 16, 17, 100, 1000):
+                yield first[:14] + second[14:]  # the header of another file
+    for length in (1, 2, 4, 5, 17, 18, 100, 1000):
         yield rng.randbytes(length)
         yield good_files[0][:9] + rng.randbytes(length)
         yield bytes(length)
@@ -100,6 +101,8 @@ def hiddenly_damaged(good_files: list[bytes], rng: random.Random) -> Iterator[by
         yield pack(replace(container, width=MAX_DIMENSION, height=MAX_DIMENSION))
         yield pack(replace(container, width=3000, height=1))
         yield pack(replace(container, model_id=bytes(4)))
+        yield pack(replace(container, level=NUM_PRIORS))
+        yield pack(replace(container, level=255))
         yield pack(replace(container, alpha=b"no picture"))
         yield pack(replace(container, steps_sent=1))
         yield with_checksum(data[:4] + bytes([data[4] ^ 0x10]) + data[5:-4])  # another version
@@ -139,8 +142,10 @@ def test_the_cause_is_told(codec: "Codec", good_files: list[bytes]) -> None:
     container = parse(good_files[1])
     with pytest.raises(ModelMismatchError, match="00000000"):
         codec.decode(pack(replace(container, model_id=bytes(4))))
+    with pytest.raises(DamagedFileError, match=f"level {NUM_PRIORS} does not exist"):
+        codec.decode(pack(replace(container, level=NUM_PRIORS)))
     with pytest.raises(LimitError):
-        codec.decode(pack(Container(MAX_DIMENSION, MAX_DIMENSION, container.model_id, b"", 0)))
+        codec.decode(pack(Container(MAX_DIMENSION, MAX_DIMENSION, container.model_id, 0, b"", 0)))
     with pytest.raises(NotAPqmFileError, match="empty"):
         codec.decode(b"")
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pqmim.config import NUM_PRIORS
 from pqmim.entropy_model import EntropyModel
+from pqmim.layers import LOGIT_UNIT
 from pqmim.schedule import quincunx_steps
 from pqmim.tokenizer import Tokenizer
 from pqmim.train_entropy_model import draw_masks
@@ -25,9 +27,15 @@ def model(tokenizer: Tokenizer) -> EntropyModel:
     return make_tiny_entropy_model(tokenizer).requires_grad_(False)
 
 
-def all_logits(model: EntropyModel, tokens: Tensor, known: Tensor, *, simulate: bool) -> Tensor:
-    hidden = model.hidden(model.features(tokens, known), simulate=simulate)
-    return model.logits(hidden.flatten(0, 2), 0, model.num_subquantizers, simulate=simulate).contiguous()
+def all_logits(
+    model: EntropyModel, tokens: Tensor, known: Tensor, *, simulate: bool, level: Tensor | None = None
+) -> Tensor:
+    """Logits (B * h * w, M, K) everywhere; the level is 0 unless given for each sample."""
+    if level is None:
+        level = torch.zeros(len(tokens), dtype=torch.int64)
+    hidden = model.hidden(model.features(tokens, known, level), simulate=simulate)
+    levels = level[:, None, None].expand(hidden.shape[:3]).flatten()
+    return model.logits(hidden.flatten(0, 2), levels, 0, model.num_subquantizers, simulate=simulate).contiguous()
 
 
 @settings(deadline=None, max_examples=25)
@@ -65,30 +73,47 @@ def test_known_tokens_have_influence_on_every_neighbor(model: EntropyModel) -> N
     assert ((before - masked).abs().amax(2)[1:4, 1:4] > 1e-6).all()  # unknown is not token 0
 
 
+def test_the_level_has_influence_on_the_network_and_on_the_start(model: EntropyModel) -> None:
+    tokens = torch.zeros(2, model.num_subquantizers, 3, 3, dtype=torch.int64)
+    known = torch.zeros_like(tokens, dtype=torch.bool)
+    for simulate in (False, True):
+        hidden = model.hidden(model.features(tokens, known, torch.tensor([0, 3])), simulate=simulate)
+        assert not torch.equal(hidden[0], hidden[1])
+        same = hidden[0, 0, :1].expand(2, -1)
+        logits = model.logits(same, torch.tensor([0, 3]), 0, model.num_subquantizers, simulate=simulate)
+        difference = model.token_bias[3] - model.token_bias[0]
+        assert torch.allclose(logits[1] - logits[0], difference, atol=1.01 * LOGIT_UNIT if simulate else 1e-4)
+
+
 def test_samples_of_a_batch_do_not_mix(model: EntropyModel) -> None:
     tokens = torch.randint(model.num_codewords, (3, model.num_subquantizers, 6, 5))
     known = torch.rand(tokens.shape) < 0.5
-    together = all_logits(model, tokens, known, simulate=False).view(3, -1)
+    level = torch.tensor([0, 5, 2])
+    together = all_logits(model, tokens, known, simulate=False, level=level).view(3, -1)
     for i in range(3):
-        alone = all_logits(model, tokens[i : i + 1], known[i : i + 1], simulate=False)
+        one = slice(i, i + 1)
+        alone = all_logits(model, tokens[one], known[one], simulate=False, level=level[one])
         assert torch.allclose(together[i], alone.flatten(), atol=1e-4)
 
 
 def test_logits_of_some_rows(model: EntropyModel) -> None:
     hidden = torch.randn(7, model.config.width)
+    level = torch.arange(7) % NUM_PRIORS
     for simulate in (False, True):
-        whole = model.logits(hidden, 0, 3, simulate=simulate)
+        whole = model.logits(hidden, level, 0, 3, simulate=simulate)
         assert whole.shape == (7, 3, model.num_codewords)
-        assert torch.allclose(model.logits(hidden, 1, 3, simulate=simulate), whole[:, 1:], atol=1e-5)
+        assert torch.allclose(model.logits(hidden, level, 1, 3, simulate=simulate), whole[:, 1:], atol=1e-5)
 
 
-def test_untrained_model_starts_near_the_static_prior(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("level", range(NUM_PRIORS))
+def test_untrained_model_starts_near_the_static_prior_of_the_level(tokenizer: Tokenizer, level: int) -> None:
     torch.manual_seed(0)
     model = EntropyModel.for_quantizer(make_tiny_entropy_model(tokenizer).config, tokenizer.quantizer)
-    usage = tokenizer.quantizer.prior_logits.softmax(2).mean(0)
+    usage = tokenizer.quantizer.prior_logits[level].softmax(1)
     with torch.no_grad():
         tokens = torch.zeros(1, 3, 2, 2, dtype=torch.int64)
-        logits = all_logits(model, tokens, torch.zeros_like(tokens, dtype=torch.bool), simulate=False)
+        known = torch.zeros_like(tokens, dtype=torch.bool)
+        logits = all_logits(model, tokens, known, simulate=False, level=torch.tensor([level]))
     divergence = (usage * (usage.log() - logits.log_softmax(2))).sum(2) / math.log(2)
     assert divergence.max() < 0.5  # bits
 
@@ -100,8 +125,9 @@ def test_code_length_is_cross_entropy_at_the_predicted_positions(model: EntropyM
     predicted = torch.zeros(2, 4, 4, dtype=torch.bool)
     predicted[0, 1, 2] = predicted[1, 3, 0] = True
     first, last = model.schedule.group_bounds(1)
-    bits = model.code_length(tokens, known, predicted, 1)
-    probabilities = all_logits(model, tokens, known, simulate=False).softmax(2).view(2, 4, 4, 3, -1)
+    level = torch.tensor([1, 4])
+    bits = model.code_length(tokens, known, predicted, level, 1)
+    probabilities = all_logits(model, tokens, known, simulate=False, level=level).softmax(2).view(2, 4, 4, 3, -1)
     expected = [
         -math.log2(float(probabilities[b, y, x, m, tokens[b, m, y, x]]))
         for b, y, x in ((0, 1, 2), (1, 3, 0))

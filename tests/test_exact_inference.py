@@ -17,6 +17,7 @@ from exact_model import (
     FREQUENCIES_HASH,
     GRID,
     NUM_CODEWORDS,
+    NUM_LEVELS,
     RUNS,
     coded_frequencies,
     exact_model,
@@ -27,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pqmim.config import MAX_INNER
+from pqmim.config import MAX_INNER, NUM_PRIORS
 from pqmim.entropy_model import EntropyModel
 from pqmim.errors import ConfigError, ModelError
 from pqmim.exact_inference import (
@@ -146,15 +147,26 @@ def test_golden_integers_on_a_gpu() -> None:
 
 def test_one_token_changes_the_frequencies(models: dict[str, ExactEntropyModel]) -> None:
     model = models["float64"]
-    state, other = model.start(6, 6), model.start(6, 6)
+    state, other = model.start(6, 6, 0), model.start(6, 6, 0)
     positions = torch.arange(36)
     tokens = torch.zeros(36, 2, dtype=torch.int64)
     model.reveal(state, positions, 0, 2, tokens)
     tokens[7, 1] = 3
     model.reveal(other, positions, 0, 2, tokens)
     near = torch.tensor([8])
-    before, after = (model.frequencies(model.hidden(s, near), 2) for s in (state, other))
+    before, after = (model.frequencies(model.hidden(s, near), 0, 2) for s in (state, other))
     assert not torch.equal(before, after)
+
+
+def test_another_level_gives_other_frequencies(models: dict[str, ExactEntropyModel]) -> None:
+    model = models["float64"]
+    assert model.num_levels == NUM_LEVELS
+    assert len({hash_of(coded_frequencies(model, 4, 5, level)) for level in range(NUM_LEVELS)}) == NUM_LEVELS
+    positions = torch.arange(4)
+    hidden = [model.hidden(model.start(2, 2, level), positions) for level in range(NUM_LEVELS)]
+    assert not torch.equal(hidden[0], hidden[1])  # the network is told it,
+    by_level = [model.frequencies(hidden[0], level, 0) for level in range(NUM_LEVELS)]
+    assert not torch.equal(by_level[0], by_level[1])  # and the logits start from its bias
 
 
 # -- what the schedule keeps --------------------------------------------------------------------------------
@@ -168,10 +180,11 @@ def test_revealing_in_any_order_and_parts(
     generator = torch.Generator().manual_seed(seed)
     count = grid[0] * grid[1]
     tokens = torch.randint(NUM_CODEWORDS, (count, len(RUNS)), generator=generator)
+    level = seed % NUM_LEVELS
     for model in models.values():
-        at_once = model.start(*grid)
+        at_once = model.start(*grid, level)
         model.reveal(at_once, torch.arange(count), 0, len(RUNS), tokens)
-        in_parts = model.start(*grid)
+        in_parts = model.start(*grid, level)
         cut = int(torch.randint(1, len(RUNS), (), generator=generator))
         for first, last in ((cut, len(RUNS)), (0, cut)):
             for part in torch.randperm(count, generator=generator).chunk(3):
@@ -181,14 +194,14 @@ def test_revealing_in_any_order_and_parts(
 
 def test_hidden_at_some_positions_is_hidden_at_all(models: dict[str, ExactEntropyModel]) -> None:
     for model in models.values():
-        state = model.start(5, 6)
+        state = model.start(5, 6, 2)
         tokens = torch.arange(30)[:, None].expand(-1, 2) % NUM_CODEWORDS
         model.reveal(state, torch.arange(30), 0, 2, tokens)
         everywhere = model.hidden(state, torch.arange(30))
         some = torch.tensor([3, 4, 17, 29])
         assert torch.equal(model.hidden(state, some), everywhere[some])
         assert model.hidden(state, some[:0]).shape == (0, CONFIG.width)
-        assert torch.equal(model.frequencies(everywhere[some], 1), model.frequencies(everywhere, 1)[some])
+        assert torch.equal(model.frequencies(everywhere[some], 2, 1), model.frequencies(everywhere, 2, 1)[some])
 
 
 # -- operations, each against its definition ----------------------------------------------------------------
@@ -330,33 +343,36 @@ def test_every_depth_as_simulated(depth: int) -> None:
     config = TINY_ENTROPY.model_copy(update={"num_layers": depth})
     torch.manual_seed(depth)
     model = EntropyModel.for_quantizer(config, tokenizer.quantizer).requires_grad_(False)
+    model.embed.weight.mul_(4)  # in a larger residual stream a half that is rounded the other way weighs less
     exact = exact_form(model)
     tokens = torch.randint(16, (1, 3, 9, 7))
     known = torch.zeros_like(tokens, dtype=torch.bool)
     known[:, :1] = True
-    state = exact.start(9, 7)
+    level = depth % NUM_PRIORS
+    state = exact.start(9, 7, level)
     exact.reveal(state, torch.arange(63), 0, 1, tokens[0, :1].flatten(1).t())
     hidden = exact.hidden(state, torch.arange(63))
-    simulated = model.hidden(model.features(tokens, known), simulate=True).view(63, -1)
+    simulated = model.hidden(model.features(tokens, known, torch.tensor([level])), simulate=True).view(63, -1)
     difference = (hidden.double() - simulated.double() / ACTIVATION_UNIT).abs()
     assert difference.max() <= 2
     assert difference.mean() < 0.15
     for group in range(exact.schedule.num_groups):
         first, last = exact.schedule.group_bounds(group)
-        expected = model.logits(simulated, first, last, simulate=True).softmax(2)
-        found = exact.frequencies(hidden, group).double() / (1 << 16)
+        expected = model.logits(simulated, torch.full((63,), level), first, last, simulate=True).softmax(2)
+        found = exact.frequencies(hidden, level, group).double() / (1 << 16)
         extra_bits = (expected * (expected.log2() - found.log2())).sum(2).mean()
         assert abs(extra_bits) < 0.003
 
 
-def test_payload_is_as_long_as_the_float_model_says(trainable: EntropyModel) -> None:
+@pytest.mark.parametrize("level", [0, 4])
+def test_payload_is_as_long_as_the_float_model_says(trainable: EntropyModel, level: int) -> None:
     photo = torch.from_numpy(synthetic_photo(256, 320)).permute(2, 0, 1)[None].float() / 255
     tokens = make_tiny_tokenizer().requires_grad_(False).encode(photo, 0.5)
     writer = TokenWriter()
-    code_tokens(exact_form(trainable), writer, 16, 20, GivenTokens(tokens[0]))
+    code_tokens(exact_form(trainable), writer, 16, 20, level, GivenTokens(tokens[0]))
     coded = 8 * len(writer.finish())
     for simulate in (False, True):
-        estimated = trainable.schedule_bits(tokens, simulate=simulate)
+        estimated = trainable.schedule_bits(tokens, torch.tensor([level]), simulate=simulate)
         assert abs(coded - estimated) < 0.01 * estimated + 64
 
 

@@ -125,6 +125,16 @@ def test_priors_interpolate_and_stop_at_the_ends(quantizer: ProductQuantizer) ->
     assert torch.equal(quantizer.prior_bits(1e9)[0], exact[-1])
 
 
+def test_level_names_the_nearest_prior(quantizer: ProductQuantizer) -> None:
+    grid = quantizer.prior_log_w
+    levels = torch.arange(len(grid))
+    assert torch.equal(quantizer.level(grid.exp()), levels)
+    assert torch.equal(quantizer.level((grid + 0.45).exp()), levels)  # they are 1 apart
+    assert torch.equal(quantizer.level((grid[1:] - 0.45).exp()), levels[1:])
+    assert [int(quantizer.level(w)) for w in (1e-9, math.exp(2.1), 1e9)] == [0, 2, len(grid) - 1]
+    assert quantizer.level(1.0).shape == ()
+
+
 def test_more_weight_on_rate_costs_fewer_bits_and_more_distortion() -> None:
     quantizer = make_tiny_tokenizer().quantizer.requires_grad_(False)
     z = quantizer.default[None, :, None, None] + torch.randn(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import synthetic_photo
-from exact_model import NUM_CODEWORDS, RUNS, exact_model
+from exact_model import NUM_CODEWORDS, NUM_LEVELS, RUNS, exact_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,16 +25,16 @@ def model() -> ExactEntropyModel:
     return exact_model()
 
 
-def written(model: ExactEntropyModel, tokens: Tensor) -> bytes:
+def written(model: ExactEntropyModel, tokens: Tensor, level: int = 1) -> bytes:
     writer = TokenWriter()
-    coded = code_tokens(model, writer, tokens.shape[1], tokens.shape[2], GivenTokens(tokens))
+    coded = code_tokens(model, writer, tokens.shape[1], tokens.shape[2], level, GivenTokens(tokens))
     assert torch.equal(coded, tokens)
     return writer.finish()
 
 
-def read(model: ExactEntropyModel, payload: bytes, height: int, width: int) -> Tensor:
+def read(model: ExactEntropyModel, payload: bytes, height: int, width: int, level: int = 1) -> Tensor:
     reader = TokenReader(payload)
-    tokens = code_tokens(model, reader, height, width)
+    tokens = code_tokens(model, reader, height, width, level)
     reader.finish()
     return tokens
 
@@ -48,8 +48,9 @@ def test_round_trip(model: ExactEntropyModel, height: int, width: int, seed: int
         tokens.zero_()
     elif kind == "last":
         tokens.fill_(NUM_CODEWORDS - 1)
-    payload = written(model, tokens)
-    assert torch.equal(read(model, payload, height, width), tokens)
+    level = seed % NUM_LEVELS
+    payload = written(model, tokens, level)
+    assert torch.equal(read(model, payload, height, width, level), tokens)
 
 
 def test_every_kernel_writes_and_reads_the_same() -> None:
@@ -59,6 +60,16 @@ def test_every_kernel_writes_and_reads_the_same() -> None:
     assert len(payloads) == 1
     for model in models:
         assert torch.equal(read(model, *payloads, 7, 6), tokens)
+
+
+def test_another_level_does_not_read_the_tokens(model: ExactEntropyModel) -> None:
+    tokens = torch.randint(NUM_CODEWORDS, (len(RUNS), 7, 6), generator=torch.Generator().manual_seed(3))
+    payload = written(model, tokens, 0)
+    try:
+        misread = read(model, payload, 7, 6, 2)
+    except DamagedFileError:
+        return
+    assert not torch.equal(misread, tokens)
 
 
 def test_more_positions_than_a_chunk(model: ExactEntropyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +93,7 @@ def test_payload_is_as_long_as_the_frequencies_say(model: ExactEntropyModel) -> 
             bits += float(table[frequencies.gather(2, chosen[:, :, None])].sum())
             return chosen
 
-    code_tokens(model, TokenWriter(), 12, 12, Counting(tokens))
+    code_tokens(model, TokenWriter(), 12, 12, 1, Counting(tokens))
     length = 8 * len(written(model, tokens))
     assert bits * 0.999 - 8 <= length <= bits * 1.01 + 64
 
@@ -110,9 +121,9 @@ def test_a_frequency_that_is_off_by_one_is_refused(
     original = ExactEntropyModel.frequencies
     calls = 0
 
-    def spoilt(self: ExactEntropyModel, hidden: Tensor, group: int) -> Tensor:
+    def spoilt(self: ExactEntropyModel, hidden: Tensor, level: int, group: int) -> Tensor:
         nonlocal calls
-        frequencies = original(self, hidden, group).clone()
+        frequencies = original(self, hidden, level, group).clone()
         if calls == step_to_spoil:  # one call a step: the grid is small
             step = self.schedule.steps[calls]
             token = int(tokens[step.first].flat[positions_of(step, *tokens.shape[1:])[0]])

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
+from pqmim.bitstream import parse
 from pqmim.checkpoints import find_model, load_model
 from pqmim.codec import Codec, resolve_device
 from pqmim.config import QualityRange
@@ -84,7 +85,8 @@ class ModelVariant:
         }
         if self.float_model is not None:
             tokens = torch.from_numpy(self.codec.decode_tokens(data))
-            prices[FLOAT] = self.float_model.schedule_bits(tokens[None])
+            level = torch.tensor([parse(data).level])
+            prices[FLOAT] = self.float_model.schedule_bits(tokens[None], level)
         return prices
 
 

@@ -21,7 +21,7 @@ MODEL_ID_BYTES = 4
 _FLAG_PARTIAL = 0b0001
 _FLAG_ALPHA = 0b0010
 _KNOWN_FLAGS = _FLAG_PARTIAL | _FLAG_ALPHA
-_FIXED_START = len(MAGIC) + 1 + MODEL_ID_BYTES
+_FIXED_START = len(MAGIC) + 1 + MODEL_ID_BYTES + 1
 _FIXED_END = 2 + 4  # token check, CRC-32
 _MIN_BYTES = _FIXED_START + 1 + 1 + _FIXED_END  # the shortest varints for width and height
 
@@ -34,6 +34,7 @@ class Container:
         width: of the original image, in pixels, 1 to MAX_DIMENSION.
         height: as width.
         model_id: MODEL_ID_BYTES bytes that name the model which decodes the file.
+        level: 0 to 255, which of the model's static priors its probabilities start from.
         payload: output of the range coder.
         token_check: 16 bits, see `token_check`.
         steps_sent: number of leading steps in the payload if the file is partial, else None.
@@ -43,6 +44,7 @@ class Container:
     width: int
     height: int
     model_id: bytes
+    level: int
     payload: bytes
     token_check: int
     steps_sent: int | None = None
@@ -53,6 +55,8 @@ class Container:
             raise ValueError(f"sides must be 1 to {MAX_DIMENSION} pixels, not {self.width} x {self.height}")
         if len(self.model_id) != MODEL_ID_BYTES:
             raise ValueError(f"a model id has {MODEL_ID_BYTES} bytes, not {len(self.model_id)}")
+        if not 0 <= self.level <= 0xFF:
+            raise ValueError(f"a level is 0 to 255, not {self.level}")
         if not 0 <= self.token_check < 1 << 16:
             raise ValueError(f"a token check has 16 bits, not {self.token_check:#x}")
         if self.steps_sent is not None and not 0 <= self.steps_sent <= MAX_STEPS_SENT:
@@ -85,6 +89,7 @@ def pack(container: Container) -> bytes:
             MAGIC,
             bytes([VERSION << 4 | flags]),
             container.model_id,
+            bytes([container.level]),
             variable,
             container.payload,
             container.token_check.to_bytes(2, "big"),
@@ -122,7 +127,7 @@ def parse(data: bytes) -> Container:
         raise DamagedFileError("checksum mismatch: the file is damaged or cut short")
 
     # From here on the bytes are as they were written; what still does not fit was written wrongly.
-    model_id = data[_FIXED_START - MODEL_ID_BYTES : _FIXED_START]
+    model_id = data[len(MAGIC) + 1 : _FIXED_START - 1]
     fields = _FieldReader(data, start=_FIXED_START, end=len(data) - _FIXED_END)
     width = fields.varint(max_value=MAX_DIMENSION - 1) + 1
     height = fields.varint(max_value=MAX_DIMENSION - 1) + 1
@@ -136,6 +141,7 @@ def parse(data: bytes) -> Container:
         width=width,
         height=height,
         model_id=model_id,
+        level=data[_FIXED_START - 1],
         payload=fields.rest(),
         token_check=int.from_bytes(data[-_FIXED_END:-4], "big"),
         steps_sent=steps_sent,

@@ -222,6 +222,7 @@ def info(inputs: Inputs, as_json: Json = False, verbose: Verbose = 0) -> None:
             "version": VERSION,
             "model_id": container.model_id.hex(),
             "model": name,
+            "level": container.level,
             "payload_bytes": len(container.payload),
             "alpha_bytes": len(container.alpha or b""),
             "steps_sent": container.steps_sent,
@@ -231,6 +232,7 @@ def info(inputs: Inputs, as_json: Json = False, verbose: Verbose = 0) -> None:
             f"{container.width} x {container.height}",
             text,
             f"model {name or 'unknown'} ({container.model_id.hex()})",
+            f"level {container.level}",
             f"payload {len(container.payload):,} B",
         ]
         if container.alpha is not None:

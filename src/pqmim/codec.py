@@ -19,7 +19,14 @@ from pqmim.autoencoder import STRIDE
 from pqmim.bitstream import Container
 from pqmim.checkpoints import LoadedModel, find_model, load_model, shipped_models
 from pqmim.config import QualityRange
-from pqmim.errors import ConfigError, LimitError, ModelMismatchError, TokenCheckError, UnsupportedFileError
+from pqmim.errors import (
+    ConfigError,
+    DamagedFileError,
+    LimitError,
+    ModelMismatchError,
+    TokenCheckError,
+    UnsupportedFileError,
+)
 from pqmim.exact_inference import ExactEntropyModel
 from pqmim.image_io import ImageLike, Picture, decode_alpha, encode_alpha, load_picture, to_pillow
 from pqmim.range_coding import TokenReader, TokenWriter
@@ -96,12 +103,12 @@ class Codec:
         """
         picture = load_picture(image, max_pixels=max_pixels)
         writer = TokenWriter()
-        tokens = self._choose_tokens(picture, quality, writer)
-        return self._pack(picture, tokens, writer.finish())
+        level, tokens = self._choose_tokens(picture, quality, writer)
+        return self._pack(picture, level, tokens, writer.finish())
 
     def encode_tokens(self, image: ImageLike, *, quality: float = 50.0) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 that `encode` sends for an image; arguments and errors as there."""
-        tokens = self._choose_tokens(load_picture(image, max_pixels=MAX_PIXELS), quality, TokenWriter())
+        _, tokens = self._choose_tokens(load_picture(image, max_pixels=MAX_PIXELS), quality, TokenWriter())
         return np.asarray(tokens.cpu().numpy(), dtype=np.int64)
 
     def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -135,11 +142,11 @@ class Codec:
     def encode_with_rates(self, image: ImageLike, *, quality: float = 50.0) -> tuple[bytes, RateBreakdown]:
         """What `encode` returns, and what its tokens cost: uniform codes, static frequencies, masked model."""
         picture = load_picture(image, max_pixels=MAX_PIXELS)
-        tokens = self._choose_tokens(picture, quality, TokenWriter())
+        level, tokens = self._choose_tokens(picture, quality, TokenWriter())
         writer, counted = TokenWriter(), _CountedTokens(tokens)
-        code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], counted)
+        code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
         payload = writer.finish()
-        data = self._pack(picture, tokens, payload)
+        data = self._pack(picture, level, tokens, payload)
         quantizer = self._tokenizer.quantizer
         prior = quantizer.prior_bits(self._quality.w(quality))[0]
         return data, RateBreakdown(
@@ -153,20 +160,22 @@ class Codec:
     # -- parts of encode and decode ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _choose_tokens(self, picture: Picture, quality: float, writer: TokenWriter) -> Tensor:
-        """Run the encoder's loop: tokens (M, h, w) int64; `writer` holds their payload."""
+    def _choose_tokens(self, picture: Picture, quality: float, writer: TokenWriter) -> tuple[int, Tensor]:
+        """Run the encoder's loop: level, tokens (M, h, w) int64; `writer` holds the tokens."""
         w = self._quality.w(quality)
+        level = int(self._tokenizer.quantizer.level(w))
         z = self._analyze(picture.rgb)
         choice = RateDistortionChoice(self._tokenizer.quantizer, z, w)
-        return code_tokens(self._entropy_model, writer, z.shape[2], z.shape[3], choice)
+        return level, code_tokens(self._entropy_model, writer, z.shape[2], z.shape[3], level, choice)
 
-    def _pack(self, picture: Picture, tokens: Tensor, payload: bytes) -> bytes:
+    def _pack(self, picture: Picture, level: int, tokens: Tensor, payload: bytes) -> bytes:
         height, width = picture.rgb.shape[:2]
         return bitstream.pack(
             Container(
                 width=width,
                 height=height,
                 model_id=self.model_id,
+                level=level,
                 payload=payload,
                 token_check=bitstream.token_check(_token_bytes(tokens)),
                 alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
@@ -180,6 +189,8 @@ class Codec:
             other = known.get(container.model_id)
             maker = f"{container.model_id.hex()}" + (f" ({other})" if other else "")
             raise ModelMismatchError(f"made with model {maker}, this is {self.model_id.hex()} ({self.name})")
+        if container.level >= self._entropy_model.num_levels:
+            raise DamagedFileError(f"level {container.level} does not exist in this model")
         if container.steps_sent is not None:
             raise UnsupportedFileError("partial files are not supported by this version")
         if container.width * container.height > max_pixels:
@@ -191,7 +202,7 @@ class Codec:
         """Tokens (M, h, w) int64 of a file, checked."""
         reader = TokenReader(container.payload)
         grid = (-(-container.height // STRIDE), -(-container.width // STRIDE))
-        tokens = code_tokens(self._entropy_model, reader, *grid)
+        tokens = code_tokens(self._entropy_model, reader, *grid, container.level)
         reader.finish()
         if bitstream.token_check(_token_bytes(tokens)) != container.token_check:
             raise TokenCheckError("decoded tokens differ from those that were encoded (run `pqmim selftest`)")

@@ -13,6 +13,8 @@ from pqmim.errors import ConfigError
 
 MAX_INNER = 1040
 """Largest inner dimension of the entropy model's integer products: 1040 * 127^2 < 2^24 (`exact_inference`)."""
+NUM_PRIORS = 6
+"""Static priors kept, spread over the trade-offs: at a low rate most tokens are the cheap one of their codebook."""
 
 
 class Config(BaseModel):
@@ -60,8 +62,8 @@ class TokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        if self.autoencoder.latent_channels + self.quantizer.num_subquantizers > MAX_INNER:
-            raise ValueError(f"latent_channels + num_subquantizers must be at most {MAX_INNER}")
+        if self.autoencoder.latent_channels + self.quantizer.num_subquantizers + NUM_PRIORS > MAX_INNER:
+            raise ValueError(f"latent_channels + num_subquantizers must be at most {MAX_INNER - NUM_PRIORS}")
         return self
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim.config import EntropyModelConfig
+from pqmim.config import NUM_PRIORS, EntropyModelConfig
 from pqmim.layers import (
     ACTIVATION_UNIT,
     INT8_MAX,
@@ -38,6 +38,10 @@ class EntropyModel(nn.Module):
     A known token enters as the values of its codeword, which lets codewords that are near each other share what is
     learned; its logits are inner products of a head output with one factor per codeword.
 
+    Each image has a *level*, the trade-off between rate and distortion in NUM_PRIORS steps: the logits start from the
+    static prior of that level, and the network is told it. A file says its level in one byte, which costs far less than
+    finding it out from the first tokens.
+
     Args:
         config: sizes.
         num_subquantizers, num_codewords, num_kept: M, K and D' of the tokenizer.
@@ -58,7 +62,7 @@ class EntropyModel(nn.Module):
         self.schedule = Schedule(num_subquantizers, config.group_steps)
         self.num_subquantizers, self.num_codewords = num_subquantizers, num_codewords
         self.register_buffer("token_values", torch.zeros(num_codewords, num_kept))
-        self.embed = QuantizableLinear(num_kept + num_subquantizers, config.width)
+        self.embed = QuantizableLinear(num_kept + num_subquantizers + NUM_PRIORS, config.width)
         self.layers = nn.ModuleList(
             TransformerLayer(
                 config.width,
@@ -72,17 +76,17 @@ class EntropyModel(nn.Module):
         )
         self.head = QuantizableLinear(config.width, num_subquantizers * config.token_rank)
         self.token_factors = nn.Parameter(torch.zeros(num_subquantizers, num_codewords, config.token_rank))
-        self.token_bias = nn.Parameter(torch.zeros(num_subquantizers, num_codewords))
+        self.token_bias = nn.Parameter(torch.zeros(NUM_PRIORS, num_subquantizers, num_codewords))
 
     @classmethod
     def for_quantizer(cls, config: EntropyModelConfig, quantizer: ProductQuantizer) -> EntropyModel:
-        """Untrained model for a trained product quantizer; predicts the static prior."""
+        """Untrained model for a trained product quantizer; predicts about the static prior."""
         num_kept = len(quantizer.order)
         model = cls(config, quantizer.num_subquantizers, quantizer.num_codewords, num_kept, quantizer.runs())
         with torch.no_grad():
             priors = quantizer.prior_logits.log_softmax(2)  # (L, M, K)
             usage = priors.exp().mean(0)  # over the trade-offs
-            model.token_bias.copy_(usage.log())
+            model.token_bias.copy_(priors)
             model.token_factors.normal_(std=0.3)
             for m, run in enumerate(quantizer.runs()):
                 codewords = quantizer.codebook[:, run]
@@ -90,32 +94,36 @@ class EntropyModel(nn.Module):
                 deviation = (usage[m] @ centered.square()).sqrt().clamp_min(1e-6)
                 grid = (centered / deviation * (INT8_MAX / VALUE_DEVIATIONS)).round().clamp(-INT8_MAX, INT8_MAX)
                 model.token_values[:, run] = grid * ACTIVATION_UNIT
-                # Start where a few numbers say much: how each static prior differs from their mean (the trade-off),
-                # the distance from the mean (the local activity), the values themselves (the local mean).
+                # Start where a few numbers say much: how each static prior differs from their mean and the distance
+                # from the mean (the local activity), the values themselves (the local mean).
                 value = (centered / deviation).clamp(-4, 4)
                 distance = value.square().mean(1, keepdim=True)
                 shapes = (priors[:, m] - priors[:, m].mean(0)).t().clamp(-4, 4)
-                start = torch.cat([shapes, distance.sqrt(), distance.clamp(max=4), value], dim=1)[:, : config.token_rank]
+                start = torch.cat([shapes, distance.sqrt(), distance.clamp(max=4), value], dim=1)
+                start = start[:, : config.token_rank]
                 model.token_factors[m, :, : start.shape[1]] = start
             nn.init.zeros_(model.head.bias)
-            model.head.weight.mul_(0.1)
+            model.head.weight.mul_(0.02)
         return model
 
-    def features(self, tokens: Tensor, known: Tensor) -> Tensor:
+    def features(self, tokens: Tensor, known: Tensor, level: Tensor) -> Tensor:
         """Input of the network.
 
         Args:
             tokens: (B, M, h, w) int64; ignored where unknown.
             known: (B, M, h, w) bool.
+            level: (B,) int64 in [0, NUM_PRIORS).
 
         Returns:
-            (B, h, w, D' + M) float32: codeword values (0 if unknown), then one known-flag per sub-quantizer.
+            (B, h, w, D' + M + L) float32: codeword values (0 if unknown), one known-flag per sub-quantizer, the level
+            as one of L flags.
         """
+        levels = F.one_hot(level, NUM_PRIORS).float()[:, None, None].expand(-1, *tokens.shape[2:], -1)
         parts = [self.token_values[:, run][tokens[:, m]] * known[:, m, :, :, None] for m, run in enumerate(self.runs)]
-        return torch.cat([*parts, known.permute(0, 2, 3, 1).float()], dim=-1)
+        return torch.cat([*parts, known.permute(0, 2, 3, 1).float(), levels], dim=-1)
 
     def hidden(self, features: Tensor, *, simulate: bool = False) -> Tensor:
-        """Features (B, h, w, D' + M) -> (B, h, w, C) float32 on the activation grid, ready for `logits`."""
+        """Features (B, h, w, D' + M + L) -> (B, h, w, C) float32 on the activation grid, ready for `logits`."""
         height, width = features.shape[1:3]
         partitions = [
             WindowPartition(height, width, self.config.window, shifted, features.device) for shifted in (False, True)
@@ -127,11 +135,12 @@ class EntropyModel(nn.Module):
             h = layer(h, partitions[index // self.config.attention_every % 2], simulate)
         return normalize(h, simulate=simulate)
 
-    def logits(self, hidden: Tensor, first: int, last: int, *, simulate: bool = False) -> Tensor:
+    def logits(self, hidden: Tensor, level: Tensor, first: int, last: int, *, simulate: bool = False) -> Tensor:
         """Logits of sub-quantizers `first` to `last` at some positions.
 
         Args:
             hidden: (n, C) rows of `hidden`.
+            level: (n,) int64, level of the image that a row is from.
 
         Returns:
             (n, last - first, K) float32, nats, unnormalized.
@@ -149,13 +158,15 @@ class EntropyModel(nn.Module):
         head = fake_quantize(head.float(), ACTIVATION_UNIT, simulate=simulate)
         head = head.view(-1, last - first, rank).transpose(0, 1)  # (m, n, R)
         products = torch.bmm(head, factors.transpose(1, 2)).float()
-        logits = (products * factor_unit[:, :, None] if simulate else products) + self.token_bias[first:last, None]
+        if simulate:
+            products = products * factor_unit[:, :, None]
+        logits = products.transpose(0, 1) + self.token_bias[:, first:last][level]
         if simulate:
             logits = round_through(logits * (1 / LOGIT_UNIT)) * LOGIT_UNIT
-        return logits.transpose(0, 1)
+        return logits
 
     def code_length(
-        self, tokens: Tensor, known: Tensor, predicted: Tensor, group: int, *, simulate: bool = False
+        self, tokens: Tensor, known: Tensor, predicted: Tensor, level: Tensor, group: int, *, simulate: bool = False
     ) -> Tensor:
         """Bits of each predicted token.
 
@@ -163,19 +174,21 @@ class EntropyModel(nn.Module):
             tokens: (B, M, h, w) int64.
             known: (B, M, h, w) bool.
             predicted: (B, h, w) bool, where the tokens of `group` are predicted.
+            level: (B,) int64.
 
         Returns:
             (n * m,) float32 for the n predicted positions and the m sub-quantizers of the group.
         """
         first, last = self.schedule.group_bounds(group)
-        hidden = self.hidden(self.features(tokens, known), simulate=simulate)[predicted]
-        logits = self.logits(hidden, first, last, simulate=simulate)
+        hidden = self.hidden(self.features(tokens, known, level), simulate=simulate)[predicted]
+        levels = level[:, None, None].expand_as(predicted)[predicted]
+        logits = self.logits(hidden, levels, first, last, simulate=simulate)
         targets = tokens[:, first:last].permute(0, 2, 3, 1)[predicted]
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") / LOG2
 
     @torch.no_grad()
-    def schedule_bits(self, tokens: Tensor, *, simulate: bool = False) -> float:
-        """Bits of whole token grids (B, M, h, w), coded step by step as in a file."""
+    def schedule_bits(self, tokens: Tensor, level: Tensor, *, simulate: bool = False) -> float:
+        """Bits of whole token grids (B, M, h, w) of levels (B,), coded step by step as in a file."""
         quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
         bits = 0.0
         for step in self.schedule.steps:
@@ -183,7 +196,8 @@ class EntropyModel(nn.Module):
             known = torch.zeros_like(tokens, dtype=torch.bool)
             known[:, : step.first] = True
             known[:, step.first : step.last] = here[:, None]
-            bits += float(self.code_length(tokens, known, predicted, step.group, simulate=simulate).double().sum())
+            lengths = self.code_length(tokens, known, predicted, level, step.group, simulate=simulate)
+            bits += float(lengths.double().sum())
         return bits
 
 

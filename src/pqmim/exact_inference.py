@@ -197,11 +197,12 @@ class ExactState:
 
     Attributes:
         height, width: of the token grid.
+        level: of the image, see `EntropyModel`.
         embedded: (h * w, C) float32, integer products of the known tokens' features with the embedding.
     """
 
-    def __init__(self, height: int, width: int, embedded: Tensor) -> None:
-        self.height, self.width = height, width
+    def __init__(self, height: int, width: int, level: int, embedded: Tensor) -> None:
+        self.height, self.width, self.level = height, width, level
         self.embedded = embedded
 
 
@@ -254,6 +255,7 @@ class ExactEntropyModel:
         _check_bounds(tensors)
         self.num_subquantizers = len(runs)
         self.num_codewords = tensors["token_values"].shape[0]
+        self.num_levels = tensors["token_bias"].shape[0]
         self.schedule = Schedule(self.num_subquantizers, config.group_steps)
         self.token_values = self._get("token_values", torch.int8)
         self.embed_weight = self._get("embed.weight", torch.int8)
@@ -302,10 +304,11 @@ class ExactEntropyModel:
             self._get(name + ".scale", torch.float32)[rows],
         )
 
-    def start(self, height: int, width: int) -> ExactState:
-        """State of a grid of which nothing is known."""
-        embedded = self.embed_bias.repeat(height * width, 1)
-        return ExactState(height, width, embedded)
+    def start(self, height: int, width: int, level: int) -> ExactState:
+        """State of a grid of which nothing is known but its level."""
+        flag = self.embed_weight[:, self.token_values.shape[1] + self.num_subquantizers + level].float()
+        embedded = (self.embed_bias + flag * round(1 / ACTIVATION_UNIT)).repeat(height * width, 1)
+        return ExactState(height, width, level, embedded)
 
     @_without_autocast
     def reveal(self, state: ExactState, positions: Tensor, first: int, last: int, tokens: Tensor) -> None:
@@ -382,11 +385,12 @@ class ExactEntropyModel:
         return partition.join(torch.cat(outputs)).reshape(-1, width)
 
     @_without_autocast
-    def frequencies(self, hidden: Tensor, group: int) -> Tensor:
+    def frequencies(self, hidden: Tensor, level: int, group: int) -> Tensor:
         """Range-coder frequencies of a group of sub-quantizers.
 
         Args:
             hidden: (n, C) int8 from `hidden`.
+            level: of the image.
 
         Returns:
             (n, m, K) int32, each row >= 1 and summing to 2^16.
@@ -396,9 +400,8 @@ class ExactEntropyModel:
         head = self.heads[group].to_int8(hidden).view(-1, count, rank).transpose(0, 1)  # (m, n, R)
         dtype = torch.float64 if self.kernel == "float64" else torch.float32
         products = torch.bmm(head.to(dtype), self.factors[first:last].transpose(1, 2).to(dtype)).float()
-        logits = (
-            products.mul_(self.factor_scale[first:last, None, None]).round_().add_(self.token_bias[first:last, None])
-        )
+        logits = products.mul_(self.factor_scale[first:last, None, None]).round_()
+        logits.add_(self.token_bias[level, first:last, None])
         return frequencies_of_logits(logits, self.logit_table).transpose(0, 1)
 
     def positions(self, state: ExactState, step: Step) -> Tensor:

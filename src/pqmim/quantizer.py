@@ -18,9 +18,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pqmim.config import NUM_PRIORS
+
 LOG2 = math.log(2.0)
-NUM_PRIORS = 6
-"""Static priors kept, spread over the trade-offs: at a low rate most tokens are the cheap one of their codebook."""
 
 
 class FactorizedDensity(nn.Module):
@@ -115,6 +115,11 @@ class ProductQuantizer(nn.Module):
         share = ((log_w - grid[upper - 1]) / (grid[upper] - grid[upper - 1])).clamp(0, 1)[:, None, None]
         bits = -torch.log_softmax(self.prior_logits, dim=2) / LOG2
         return torch.lerp(bits[upper - 1], bits[upper], share)
+
+    def level(self, w: Tensor | float) -> Tensor:
+        """Index of the static prior nearest to a trade-off: (B,) or a number -> (B,) or () int64."""
+        log_w = torch.as_tensor(w, dtype=torch.float32, device=self.prior_log_w.device).log()
+        return (log_w[..., None] - self.prior_log_w).abs().argmin(-1)
 
     def columns(self, z: Tensor) -> Tensor:
         """Latent (B, D, h, w) -> its kept channels in order, positions last but one: (B * h * w, D')."""

@@ -25,7 +25,12 @@ TokenChoice = Callable[[Step, Tensor, Tensor], Tensor]
 
 
 def code_tokens(
-    entropy_model: ExactEntropyModel, coder: TokenCoder, height: int, width: int, choose: TokenChoice | None = None
+    entropy_model: ExactEntropyModel,
+    coder: TokenCoder,
+    height: int,
+    width: int,
+    level: int,
+    choose: TokenChoice | None = None,
 ) -> Tensor:
     """Code a token grid, step by step.
 
@@ -34,6 +39,7 @@ def code_tokens(
     Args:
         coder: writes or reads.
         height, width: of the token grid, positions.
+        level: of the image, see `EntropyModel`.
         choose: what the writer sends; None when reading.
 
     Returns:
@@ -42,14 +48,14 @@ def code_tokens(
     Raises:
         DamagedFileError: the reader finds impossible data.
     """
-    state = entropy_model.start(height, width)
+    state = entropy_model.start(height, width, level)
     grid = torch.zeros(entropy_model.num_subquantizers, height * width, dtype=torch.int64, device=entropy_model.device)
     for step in entropy_model.schedule.steps:
         positions = entropy_model.positions(state, step)
         hidden = entropy_model.hidden(state, positions)
         for start in range(0, len(positions), CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
-            frequencies = entropy_model.frequencies(hidden[chunk], step.group)
+            frequencies = entropy_model.frequencies(hidden[chunk], level, step.group)
             chosen = None if choose is None else choose(step, positions[chunk], frequencies)
             rows = frequencies.reshape(-1, entropy_model.num_codewords).cpu().numpy()
             coded = coder.code(rows, None if chosen is None else chosen.reshape(-1).cpu().numpy())

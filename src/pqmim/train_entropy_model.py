@@ -72,7 +72,8 @@ def validate_entropy_model(
     """
     row: dict[str, float] = {}
     for w, tokens in token_sets.items():
-        bits = sum(model.schedule_bits(batch, simulate=simulate) for batch in tokens.split(16))
+        level = tokenizer.quantizer.level(w)
+        bits = sum(model.schedule_bits(t, level.expand(len(t)), simulate=simulate) for t in tokens.split(16))
         static = float(tokenizer.quantizer.prior_bits(w)[0].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
         row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
         row[f"saved_vs_static@{w:.3g}"] = 1 - bits / static
@@ -126,7 +127,8 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
         tokens = tokens_of(x, w)
         known, predicted, group = draw_masks(model, len(x), quincunx, run.device)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
-            bits = model.code_length(tokens, known, predicted, group, simulate=step >= first_simulated)
+            level = tokenizer.quantizer.level(w)
+            bits = model.code_length(tokens, known, predicted, level, group, simulate=step >= first_simulated)
         return {"loss": bits.mean()}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:

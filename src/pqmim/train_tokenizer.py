@@ -19,12 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pqmim.checkpoints import save_tokenizer
-from pqmim.config import TokenizerTraining
+from pqmim.config import NUM_PRIORS, TokenizerTraining
 from pqmim.data import CropSampler, load_photos, split_photos, validation_crops
 from pqmim.losses import mean_psnr, mean_squared_error, straight_through
 from pqmim.quantizer import (
     LOG2,
-    NUM_PRIORS,
     FactorizedDensity,
     ProductQuantizer,
     fit_codebook,
