@@ -84,6 +84,11 @@ class Codec:
             kernel=kernel,
         )
 
+    @property
+    def kernel(self) -> str:
+        """Integer-product kernel in use, one of `exact_inference.KERNELS`."""
+        return self._entropy_model.kernel
+
     def encode(self, image: ImageLike, *, quality: float = 50.0, max_pixels: int = MAX_PIXELS) -> bytes:
         """Compress an image.
 
