@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from pqmim.checkpoints import MODEL_FILE, save_model
 from pqmim.config import (
-    NUM_PRIORS,
+    NUM_LEVELS,
     AutoencoderConfig,
     EntropyModelConfig,
     QualityRange,
@@ -69,11 +70,14 @@ def make_tiny_tokenizer(seed: int = 0) -> Tokenizer:
         quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
         quantizer.default.copy_(values.mean(0))
         generator = torch.Generator().manual_seed(seed)
-        for m, columns in enumerate(quantizer.runs()):
-            codewords, probabilities = fit_codebook(values[:, order[columns]], sizes.num_codewords, 0.5, 6, generator)
-            quantizer.codebook[:, columns] = codewords
-            sharper = torch.linspace(1, 2, NUM_PRIORS)[:, None]  # frequent tokens prevail at low rates
-            quantizer.prior_logits[:, m] = sharper * probabilities.log()
+        quantizer.level_log_w.copy_(torch.linspace(math.log(0.5), math.log(60), NUM_LEVELS))
+        for level, log_w in enumerate(quantizer.level_log_w.tolist()):
+            for m, columns in enumerate(quantizer.runs()):
+                codewords, probabilities = fit_codebook(
+                    values[:, order[columns]], sizes.num_codewords, math.exp(log_w), 6, generator
+                )
+                quantizer.codebook[level, :, columns] = codewords
+                quantizer.prior_logits[level, m] = probabilities.log()
         tokenizer.quantizer = quantizer
     return tokenizer
 

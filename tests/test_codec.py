@@ -16,7 +16,7 @@ import pqmim.codec
 from pqmim.bitstream import pack, parse
 from pqmim.checkpoints import MODEL_FILE, save_model
 from pqmim.codec import Codec, assemble_tiles, load_codec, resolve_device
-from pqmim.config import NUM_PRIORS, QualityRange
+from pqmim.config import NUM_LEVELS, QualityRange
 from pqmim.errors import (
     ConfigError,
     DamagedFileError,
@@ -206,14 +206,14 @@ def test_files_of_another_model_are_refused_by_name(codec: Codec, photo: Image.I
 
 def test_levels_that_the_model_does_not_have_are_refused(codec: Codec, photo: Image.Image) -> None:
     container = parse(codec.encode(photo))
-    for level in (NUM_PRIORS, 255):
+    for level in (NUM_LEVELS, 255):
         with pytest.raises(DamagedFileError, match=f"level {level} "):
             codec.decode(pack(replace(container, level=level)))
 
 
 def test_another_level_does_not_decode(codec: Codec) -> None:
     container = parse(codec.encode(synthetic_photo(160, 160), quality=100))
-    for level in range(1, NUM_PRIORS):
+    for level in range(1, NUM_LEVELS):
         with pytest.raises((DamagedFileError, TokenCheckError)):
             codec.decode(pack(replace(container, level=level)))
 

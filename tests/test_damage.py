@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from pqmim.bitstream import MAX_DIMENSION, Container, pack, parse
 from pqmim.cli import app
-from pqmim.config import NUM_PRIORS
+from pqmim.config import NUM_LEVELS
 from pqmim.errors import BitstreamError, DamagedFileError, LimitError, ModelMismatchError, NotAPqmFileError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def hiddenly_damaged(good_files: list[bytes], rng: random.Random) -> Iterator[by
         yield pack(replace(container, width=MAX_DIMENSION, height=MAX_DIMENSION))
         yield pack(replace(container, width=3000, height=1))
         yield pack(replace(container, model_id=bytes(4)))
-        yield pack(replace(container, level=NUM_PRIORS))
+        yield pack(replace(container, level=NUM_LEVELS))
         yield pack(replace(container, level=255))
         yield pack(replace(container, alpha=b"no picture"))
         yield pack(replace(container, steps_sent=1))
@@ -142,8 +142,8 @@ def test_the_cause_is_told(codec: "Codec", good_files: list[bytes]) -> None:
     container = parse(good_files[1])
     with pytest.raises(ModelMismatchError, match="00000000"):
         codec.decode(pack(replace(container, model_id=bytes(4))))
-    with pytest.raises(DamagedFileError, match=f"level {NUM_PRIORS} does not exist"):
-        codec.decode(pack(replace(container, level=NUM_PRIORS)))
+    with pytest.raises(DamagedFileError, match=f"level {NUM_LEVELS} does not exist"):
+        codec.decode(pack(replace(container, level=NUM_LEVELS)))
     with pytest.raises(LimitError):
         codec.decode(pack(Container(MAX_DIMENSION, MAX_DIMENSION, container.model_id, 0, b"", 0)))
     with pytest.raises(NotAPqmFileError, match="empty"):

@@ -10,7 +10,7 @@ import torch
 from conftest import synthetic_photo
 from PIL import Image
 
-from pqmim.data import CropSampler, PhotoStore, iterate_files, load_photos, split_photos, validation_crops
+from pqmim.data import CropSampler, PhotoStore, iterate_files, load_photos, shrink, split_photos, validation_crops
 from pqmim.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -143,6 +143,40 @@ def test_smaller_scales_keep_the_mean() -> None:
     photos = PhotoStore(pixels, np.array([[128, 128]]), np.array([0]), ("p",))
     crops = CropSampler(photos, crop=32, min_scale=0.25, seed=0, device=CPU).batch(0, 6)
     assert torch.allclose(crops, torch.tensor(0.2), atol=1e-6)
+
+
+@pytest.mark.parametrize("sides", [(32,), (64, 32), (96, 80, 37, 32)])
+def test_windows_are_shrunk_by_an_area_filter(sides: tuple[int, ...]) -> None:
+    windows = [torch.from_numpy(synthetic_photo(side, side, side)) for side in sides]
+    mirror = np.arange(len(sides)) % 2 == 1
+    crops = shrink(windows, mirror, 32, CPU)
+    assert crops.is_contiguous(memory_format=torch.channels_last)
+    for crop, window, mirrored in zip(crops, windows, mirror, strict=True):
+        # Each sample of the crop is the mean of its area: repeat the samples until both grids fit into one.
+        fine = window.double().repeat_interleave(32, 0).repeat_interleave(32, 1)
+        side = len(window)
+        expected = fine.view(32, side, 32, side, 3).mean((1, 3)).permute(2, 0, 1) / 255
+        assert torch.allclose(crop.flip(2) if mirrored else crop, expected.float(), atol=1e-6)
+
+
+def test_parts_of_a_batch_are_the_batch() -> None:
+    sampler = CropSampler(store_of([(70, 90), (64, 64)]), crop=32, min_scale=0.5, seed=0, device=CPU)
+    whole = sampler.batch(3, 6)
+    for count in (1, 2, 3):
+        for first in range(count):
+            part = slice(first, None, count)
+            assert torch.equal(sampler.batch(3, 6, part), whole[part])
+
+
+def test_photos_go_to_a_gpu_if_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = store_of([(10, 10)])
+    assert photos.on(CPU) is photos
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda pixels, device: moved.append(device) or pixels)
+    for free, fits in ((599, False), (600, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        photos.on(torch.device("cuda"))
+        assert bool(moved) == fits
 
 
 def test_validation_crops_are_the_middles() -> None:

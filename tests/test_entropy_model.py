@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pqmim.config import NUM_PRIORS
+from pqmim.config import NUM_LEVELS
 from pqmim.entropy_model import EntropyModel
 from pqmim.layers import LOGIT_UNIT
 from pqmim.schedule import quincunx_steps
@@ -98,14 +98,14 @@ def test_samples_of_a_batch_do_not_mix(model: EntropyModel) -> None:
 
 def test_logits_of_some_rows(model: EntropyModel) -> None:
     hidden = torch.randn(7, model.config.width)
-    level = torch.arange(7) % NUM_PRIORS
+    level = torch.arange(7) % NUM_LEVELS
     for simulate in (False, True):
         whole = model.logits(hidden, level, 0, 3, simulate=simulate)
         assert whole.shape == (7, 3, model.num_codewords)
         assert torch.allclose(model.logits(hidden, level, 1, 3, simulate=simulate), whole[:, 1:], atol=1e-5)
 
 
-@pytest.mark.parametrize("level", range(NUM_PRIORS))
+@pytest.mark.parametrize("level", range(NUM_LEVELS))
 def test_untrained_model_starts_near_the_static_prior_of_the_level(tokenizer: Tokenizer, level: int) -> None:
     torch.manual_seed(0)
     model = EntropyModel.for_quantizer(make_tiny_entropy_model(tokenizer).config, tokenizer.quantizer)
@@ -140,8 +140,7 @@ def test_drawn_masks_never_show_what_is_predicted(model: EntropyModel) -> None:
     quincunx = torch.from_numpy(quincunx_steps(8, 8))
     groups = set()
     for seed in range(60):
-        torch.manual_seed(seed)
-        known, predicted, group = draw_masks(model, 3, quincunx, torch.device("cpu"))
+        known, predicted, group = draw_masks(model, 3, quincunx, torch.Generator().manual_seed(seed))
         first, last = model.schedule.group_bounds(group)
         assert known.shape == (3, 3, 8, 8)
         assert predicted.shape == (3, 8, 8)

@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pqmim.config import MAX_INNER, NUM_PRIORS
+from pqmim.config import MAX_INNER, NUM_LEVELS
 from pqmim.entropy_model import EntropyModel
 from pqmim.errors import ConfigError, ModelError
 from pqmim.exact_inference import (
@@ -348,7 +348,7 @@ def test_every_depth_as_simulated(depth: int) -> None:
     tokens = torch.randint(16, (1, 3, 9, 7))
     known = torch.zeros_like(tokens, dtype=torch.bool)
     known[:, :1] = True
-    level = depth % NUM_PRIORS
+    level = depth % NUM_LEVELS
     state = exact.start(9, 7, level)
     exact.reveal(state, torch.arange(63), 0, 1, tokens[0, :1].flatten(1).t())
     hidden = exact.hidden(state, torch.arange(63))

@@ -1,6 +1,10 @@
 """Training: from a folder of photos to a codec, interruptions that leave no trace, and nothing overwritten."""
 
 import csv
+import os
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,10 @@ from safetensors.torch import load_file
 from pqmim import load_codec, train_entropy_model, train_tokenizer
 from pqmim.checkpoints import load_model
 from pqmim.config import EntropyTraining, RunConfig, StageConfig, TokenizerTraining
-from pqmim.errors import ConfigError, ModelError, OutputError
-from pqmim.training_run import TimeIsUp, TrainingRun, learning_rate_factor
+from pqmim.data import ALL
+from pqmim.distributed import Workers
+from pqmim.errors import ConfigError, MissingExtraError, ModelError, OutputError
+from pqmim.training_run import Draws, TimeIsUp, TrainingRun, learning_rate_factor, micro_batches
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,8 @@ def logged(run: Path) -> list[tuple[str, ...]]:
     with (run / "log.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["stage", "step", "seconds", "name", "value"]
-    return sorted((stage, step, name, value) for stage, step, _, name, value in rows[1:] if name != "crops_per_second")
+    clocked = {"crops_per_second", "peak_share"}
+    return sorted((stage, step, name, value) for stage, step, _, name, value in rows[1:] if name not in clocked)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +173,118 @@ def test_folder_that_cannot_be_made(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError):
         train_tokenizer.train(tokenizer_config(photos, tmp_path / "file" / "run"))
+
+
+def with_stages(config: Any, **changes: Any) -> Any:
+    """The same training with other settings in each of its stages."""
+    names = [name for name, value in config if isinstance(value, StageConfig)]
+    return config.model_copy(update={name: getattr(config, name).model_copy(update=changes) for name in names})
+
+
+def assert_same_curve(run: Path, other: Path) -> None:
+    """Two logs have the same rows, and but for rounding the same numbers."""
+    rows, other_rows = logged(run), logged(other)
+    assert [row[:3] for row in rows] == [row[:3] for row in other_rows]
+    numbers, other_numbers = ([float(row[3]) for row in found] for found in (rows, other_rows))
+    assert numbers == pytest.approx(other_numbers, rel=1e-3, abs=1e-4)
+
+
+def test_micro_batches_add_up(photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path) -> None:
+    config = with_stages(tokenizer_config(photos, tmp_path / "tokenizer"), accumulate=2)
+    assert config.transform.accumulate == 2
+    train_tokenizer.train(config)
+    assert_same_curve(tmp_path / "tokenizer", tokenizer_file.parent)
+    config = with_stages(entropy_config(photos, tokenizer_file, tmp_path / "entropy"), accumulate=4)
+    train_entropy_model.train(config)
+    assert_same_curve(tmp_path / "entropy", model_file.parent)
+
+
+def test_micro_batches_of_a_process() -> None:
+    samples = [list(range(12)[part]) for part in micro_batches(12, 3, slice(1, None, 2))]
+    assert samples == [[1, 7], [3, 9], [5, 11]]
+    with pytest.raises(ConfigError, match="multiple of accumulate x processes, 3 x 2"):
+        micro_batches(8, 3, slice(1, None, 2))
+
+
+def test_two_processes_follow_the_curve_of_one(
+    photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path
+) -> None:
+    """Through the launcher and the command line, as on a cluster; both only add up gradients in another order."""
+    for kind, config, alone in (
+        ("tokenizer", tokenizer_config(photos, tmp_path / "tokenizer"), tokenizer_file),
+        ("entropy", entropy_config(photos, tokenizer_file, tmp_path / "entropy"), model_file),
+    ):
+        recipe = tmp_path / f"{kind}.json"  # JSON is YAML
+        recipe.write_text(config.model_dump_json(), encoding="utf-8")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = subprocess.run(
+            [*launch, "-m", "pqmim", "train", kind, "-c", str(recipe)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [str(tmp_path / kind / alone.name)]  # one process speaks for both
+        assert_same_curve(tmp_path / kind, alone.parent)
+        assert (tmp_path / kind / alone.name).exists()
+
+
+def test_a_launcher_needs_accelerate(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match="accelerate"):
+        train_tokenizer.train(tokenizer_config(photos, tmp_path / "run"))
+
+
+def test_batches_that_cannot_be_dealt() -> None:
+    with pytest.raises(ConfigError, match="multiple of the 3 processes"):
+        Workers(torch.device("cpu"), rank=1, count=3).part(4)
+
+
+def test_training_on_a_stream_can_be_interrupted(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for index in range(4):
+        with tarfile.open(shards / f"{index}.tar", "w") as shard:
+            for number in range(4):
+                path = tmp_path / f"{index}{number}.png"
+                Image.fromarray(synthetic_photo(70, 80, 4 * index + number)).save(path)
+                shard.add(path, path.name)
+    runs = {}
+    for name, limit in (("whole", None), ("resumed", 1e-9)):
+        config = tokenizer_config(shards, tmp_path / name, max_minutes=limit)
+        stream = {"stream": True, "stream_lanes": 2, "stream_readers": 0, "shuffle_buffer": 2}
+        config = config.model_copy(update={"data": config.data.model_copy(update=stream)})
+        assert until_done(train_tokenizer.train, config) == (0 if limit is None else 11)
+        runs[name] = logged(tmp_path / name)
+    assert runs["whole"] == runs["resumed"]
+
+
+def test_throughput_is_logged(tokenizer_file: Path) -> None:
+    with (tokenizer_file.parent / "log.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row[3] in ("crops_per_second", "peak_share")]
+    assert {row[3] for row in rows} == {"crops_per_second", "peak_share"}
+    assert all(float(row[4]) > 0 for row in rows)
+    assert all(float(row[4]) < 1 for row in rows if row[3] == "peak_share")
+
+
+def test_draws_do_not_depend_on_who_draws() -> None:
+    def draws(part: slice = ALL, step: int = 5) -> Draws:
+        return Draws(1, step, 6, part, torch.device("cpu"))
+
+    whole = draws()
+    uniform, noise = whole.uniform(2), whole.noise(3, 4)
+    assert uniform.shape == (6, 2)
+    assert noise.shape == (6, 3, 4)
+    assert len(noise.unique()) == noise.numel()
+    for first in range(3):
+        part = slice(first, None, 3)
+        mine = draws(part)
+        assert torch.equal(mine.uniform(2), uniform[part])
+        assert torch.equal(mine.noise(3, 4), noise[part])
+    assert not torch.equal(draws(step=6).uniform(2), uniform)
+    assert not torch.equal(draws(step=6).noise(3, 4), noise)
 
 
 def test_learning_rate_warms_up_and_falls() -> None:

@@ -1,43 +1,58 @@
 """The .pqm container: fields in, bytes out, and back.
 
-Bytes only: this module knows neither images nor models nor the range coder. The format is described, with an
-example, in docs/format.md, which is the authority.
+Bytes only: this module knows neither images nor models nor the range coder. The format is described, with
+examples, in docs/format.md, which is the authority. It has two forms, *full* and, for small files, *mini*.
 """
 
 import binascii
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pqmim.errors import DamagedFileError, NotAPqmFileError, TruncatedFileError, UnsupportedFileError
 
 MAGIC = b"\x8dPQ\n"
-VERSION = 1
+MINI_MAGIC = b"\x8dp"
+VERSION = 2
 MAX_DIMENSION = 1 << 21
 """Largest width and height in pixels: what a varint of three bytes holds."""
-MAX_STEPS_SENT = (1 << 14) - 1
+MAX_LEVEL = 15
+SCALES = (1, 2, 4, 8)
 MAX_ALPHA_BYTES = (1 << 28) - 1
 MODEL_ID_BYTES = 4
+MINI_MODEL_ID_BYTES = 2
+MINI_MAX_LEVEL = 7
+MINI_MAX_PAYLOAD = 1024
+"""Longest payload of the mini form, in bytes."""
 
 _FLAG_PARTIAL = 0b0001
 _FLAG_ALPHA = 0b0010
 _KNOWN_FLAGS = _FLAG_PARTIAL | _FLAG_ALPHA
-_FIXED_START = len(MAGIC) + 1 + MODEL_ID_BYTES + 1
-_FIXED_END = 2 + 4  # token check, CRC-32
-_MIN_BYTES = _FIXED_START + 1 + 1 + _FIXED_END  # the shortest varints for width and height
+_TOKEN_CHECK_BYTES = 2
+_FILE_CHECK_BYTES = 4
+_MINI_FILE_CHECK_BYTES = 2
+# With the shortest varints for width and height, and no payload:
+_MIN_BYTES = len(MAGIC) + 1 + MODEL_ID_BYTES + 1 + 1 + 1 + _FILE_CHECK_BYTES
+_MINI_MIN_BYTES = len(MINI_MAGIC) + 1 + MINI_MODEL_ID_BYTES + 1 + 1 + _MINI_FILE_CHECK_BYTES
 
 
 @dataclass(frozen=True)
 class Container:
     """What a .pqm file holds.
 
+    The mini form, see `is_mini`, carries less: of the model id the first MINI_MODEL_ID_BYTES, and no token check.
+    `pack` drops the rest if it is there; `parse` returns what was in the file.
+
     Attributes:
         width: of the original image, in pixels, 1 to MAX_DIMENSION.
         height: as width.
-        model_id: MODEL_ID_BYTES bytes that name the model which decodes the file.
-        level: 0 to 255, which of the model's static priors its probabilities start from.
-        payload: output of the range coder.
-        token_check: 16 bits, see `token_check`.
-        steps_sent: number of leading steps in the payload if the file is partial, else None.
+        model_id: MODEL_ID_BYTES bytes that name the model which decodes the file; in the mini form only
+            MINI_MODEL_ID_BYTES of them are needed.
+        level: 0 to MAX_LEVEL, which of the model's static priors its probabilities start from.
+        scale: one of SCALES; the coded picture has ceil(width / scale) x ceil(height / scale) pixels.
+        payload: output of the range coder, or its first bytes if the file is partial.
+        is_partial: whether further digits of the payload are missing.
+        token_check: 16 bits, see `token_check`; None in partial files, may be None in the mini form.
         alpha: the coded alpha channel if the image has one, at least one byte.
     """
 
@@ -45,24 +60,34 @@ class Container:
     height: int
     model_id: bytes
     level: int
+    scale: int
     payload: bytes
-    token_check: int
-    steps_sent: int | None = None
+    is_partial: bool = False
+    token_check: int | None = None
     alpha: bytes | None = None
 
     def __post_init__(self) -> None:
         if not (1 <= self.width <= MAX_DIMENSION and 1 <= self.height <= MAX_DIMENSION):
             raise ValueError(f"sides must be 1 to {MAX_DIMENSION} pixels, not {self.width} x {self.height}")
-        if len(self.model_id) != MODEL_ID_BYTES:
-            raise ValueError(f"a model id has {MODEL_ID_BYTES} bytes, not {len(self.model_id)}")
-        if not 0 <= self.level <= 0xFF:
-            raise ValueError(f"a level is 0 to 255, not {self.level}")
-        if not 0 <= self.token_check < 1 << 16:
-            raise ValueError(f"a token check has 16 bits, not {self.token_check:#x}")
-        if self.steps_sent is not None and not 0 <= self.steps_sent <= MAX_STEPS_SENT:
-            raise ValueError(f"steps_sent must be 0 to {MAX_STEPS_SENT}, not {self.steps_sent}")
+        if not 0 <= self.level <= MAX_LEVEL:
+            raise ValueError(f"a level is 0 to {MAX_LEVEL}, not {self.level}")
+        if self.scale not in SCALES:
+            raise ValueError(f"a scale must be one of {SCALES}, not {self.scale}")
         if self.alpha is not None and not 1 <= len(self.alpha) <= MAX_ALPHA_BYTES:
             raise ValueError(f"alpha must have 1 to {MAX_ALPHA_BYTES} bytes, not {len(self.alpha)}")
+        if len(self.model_id) != MODEL_ID_BYTES and not (self.is_mini and len(self.model_id) == MINI_MODEL_ID_BYTES):
+            raise ValueError(f"a model id has {MODEL_ID_BYTES} bytes here, not {len(self.model_id)}")
+        if self.token_check is not None and not 0 <= self.token_check < 1 << 16:
+            raise ValueError(f"a token check has 16 bits, not {self.token_check:#x}")
+        if self.is_partial and self.token_check is not None:
+            raise ValueError("a partial file has no token check")
+        if not (self.is_partial or self.is_mini) and self.token_check is None:
+            raise ValueError("a complete file in full form must have a token check")
+
+    @property
+    def is_mini(self) -> bool:
+        """Whether the file has the mini form, which it has wherever it can."""
+        return _is_mini(self.level, self.alpha is not None, len(self.payload))
 
 
 def token_check(tokens: bytes) -> int:
@@ -75,78 +100,231 @@ def token_check(tokens: bytes) -> int:
 
 
 def pack(container: Container) -> bytes:
-    """Write a container as the bytes of a .pqm file."""
-    flags = 0
-    variable = _varint(container.width - 1) + _varint(container.height - 1)
-    if container.steps_sent is not None:
-        flags |= _FLAG_PARTIAL
-        variable += _varint(container.steps_sent)
-    if container.alpha is not None:
-        flags |= _FLAG_ALPHA
-        variable += _varint(len(container.alpha)) + container.alpha
-    body = b"".join(
-        (
-            MAGIC,
-            bytes([VERSION << 4 | flags]),
-            container.model_id,
-            bytes([container.level]),
-            variable,
-            container.payload,
-            container.token_check.to_bytes(2, "big"),
-        )
-    )
-    return body + zlib.crc32(body).to_bytes(4, "big")
+    """Write a container as the bytes of a .pqm file, in the mini form if that can hold it."""
+    log2_scale = container.scale.bit_length() - 1
+    sides = _varint(container.width - 1) + _varint(container.height - 1)
+    if container.is_mini:
+        settings = container.level << 3 | log2_scale << 1 | container.is_partial
+        model_id = container.model_id[:MINI_MODEL_ID_BYTES]
+        body = MINI_MAGIC + bytes([settings]) + model_id + sides + container.payload
+    else:
+        flags = 0
+        alpha = tokens = b""
+        if container.is_partial:
+            flags |= _FLAG_PARTIAL
+        if container.alpha is not None:
+            flags |= _FLAG_ALPHA
+            alpha = _varint(len(container.alpha)) + container.alpha
+        if container.token_check is not None:
+            tokens = container.token_check.to_bytes(_TOKEN_CHECK_BYTES, "big")
+        settings = log2_scale << 4 | container.level
+        start = MAGIC + bytes([VERSION << 4 | flags]) + container.model_id + bytes([settings])
+        body = start + sides + alpha + container.payload + tokens
+    return body + _file_check(body, is_mini=container.is_mini)
+
+
+def overhead(container: Container) -> int:
+    """Return how many bytes of the packed container are not payload.
+
+    It depends on the length of the payload, because the form does.
+    """
+    return len(pack(container)) - len(container.payload)
 
 
 def parse(data: bytes) -> Container:
     """Read the bytes of a .pqm file.
 
-    Each file has one reading and each container one file: `pack(parse(data)) == data`.
+    Each file has one reading and each reading one file: `pack(parse(data)) == data`.
 
     Raises:
         NotAPqmFileError: the data is empty or begins otherwise.
         TruncatedFileError: too short to hold the fixed fields.
-        UnsupportedFileError: unknown version or flag.
+        UnsupportedFileError: unknown version, flag or bit.
         DamagedFileError: wrong checksum (which is also how most truncated files show), or fields that
             do not fit.
     """
+    form = _read_form(data)
+    min_bytes = _MINI_MIN_BYTES if form.is_mini else _MIN_BYTES
+    if len(data) < min_bytes:
+        raise TruncatedFileError(f"the file ends after {len(data)} bytes; the shortest has {min_bytes}")
+    if not _checksum_fits(data, form):
+        raise DamagedFileError("checksum mismatch: the file is damaged or cut short")
+
+    # From here on the bytes are as they were written; what still does not fit was written wrongly.
+    fields = _FieldReader(data, end=len(data) - (_MINI_FILE_CHECK_BYTES if form.is_mini else _FILE_CHECK_BYTES))
+    container = _read_header(fields, form)
+    alpha = _read_alpha(fields) if form.has_alpha else None
+    has_token_check = not (form.is_mini or form.is_partial)
+    payload = fields.take_but(_TOKEN_CHECK_BYTES if has_token_check else 0)
+    if form.is_mini != _is_mini(container.level, form.has_alpha, len(payload)):
+        raise DamagedFileError("the file is not in its shortest form")
+    return replace(
+        container,
+        payload=payload,
+        is_partial=form.is_partial,
+        token_check=int.from_bytes(fields.take(_TOKEN_CHECK_BYTES), "big") if has_token_check else None,
+        alpha=alpha,
+    )
+
+
+def salvage(data: bytes) -> tuple[Container, str]:
+    """Read what is left of a .pqm file that was cut or damaged by accident.
+
+    Without a fitting checksum nobody knows what is wrong, so everything behind the header is taken for the first bytes
+    of the payload. If the file was only cut, that is true up to the last few bytes, which may be the checks. If it was
+    damaged, what follows the damage decodes to garbage.
+
+    Returns:
+        The container and "" if the checksum fits; else a partial container and one line that says what is wrong.
+
+    Raises:
+        NotAPqmFileError, TruncatedFileError, UnsupportedFileError, DamagedFileError: as `parse`, but only if
+            the header cannot be read, or if the checksum fits and something else does not.
+    """
+    form = _read_form(data)
+    if _checksum_fits(data, form):
+        return parse(data), ""
+    reason = "checksum mismatch: cut or damaged"
+    fields = _FieldReader(data, end=len(data))
+    container = _read_header(fields, form)
+    alpha = None
+    if form.has_alpha:
+        try:
+            alpha = _read_alpha(fields)
+        except DamagedFileError:
+            return container, f"{reason}; the alpha channel and all behind it are lost"
+    payload = fields.take_but(0)
+    if form.is_mini:
+        payload = payload[:MINI_MAX_PAYLOAD]
+    return replace(container, payload=payload, alpha=alpha), reason
+
+
+def truncate(data: bytes, num_bytes: int) -> bytes:
+    """Cut a .pqm file to a partial one, which keeps as much of the payload as fits, and all of alpha.
+
+    Args:
+        data: a complete or partial file.
+        num_bytes: upper bound for the result.
+
+    Returns:
+        The data itself if it is small enough already.
+
+    Raises:
+        ValueError: even without payload the file is larger; the message says how large.
+        BitstreamError: see `parse`.
+    """
+    container = parse(data)
+    if len(data) <= num_bytes:
+        return data
+    partial = replace(container, is_partial=True, token_check=None)
+    room = num_bytes - overhead(partial)
+    without_payload = replace(partial, payload=b"")
+    if without_payload.is_mini and room <= MINI_MAX_PAYLOAD:
+        room = min(num_bytes - overhead(without_payload), MINI_MAX_PAYLOAD)
+    if room < 0:
+        raise ValueError(f"the file cannot have fewer than {overhead(without_payload)} bytes, not {num_bytes}")
+    return pack(replace(partial, payload=container.payload[:room]))
+
+
+def smallest_size(data: bytes) -> int:
+    """Size of the smallest file, bytes, that `truncate` can make."""
+    return overhead(replace(parse(data), is_partial=True, token_check=None, payload=b""))
+
+
+class _Form(NamedTuple):
+    """What the first bytes of a file say about the others."""
+
+    is_mini: bool
+    is_partial: bool
+    has_alpha: bool
+
+
+def _is_mini(level: int, has_alpha: bool, num_payload_bytes: int) -> bool:
+    """Whether a file is written in the mini form."""
+    return level <= MINI_MAX_LEVEL and not has_alpha and num_payload_bytes <= MINI_MAX_PAYLOAD
+
+
+def _read_form(data: bytes) -> _Form:
+    """Read magic, version and flags.
+
+    Raises:
+        NotAPqmFileError, TruncatedFileError, UnsupportedFileError: see `parse`.
+    """
     if not data:
         raise NotAPqmFileError("the file is empty")
-    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+    for magic in (MINI_MAGIC, MAGIC):
+        if data[: len(magic)] == magic[: len(data)]:
+            break
+    else:
         raise NotAPqmFileError("not a .pqm file")
-    if len(data) <= len(MAGIC):
+    if len(data) <= len(magic):
         raise TruncatedFileError(f"the file ends after {len(data)} bytes")
-    version, flags = data[len(MAGIC)] >> 4, data[len(MAGIC)] & 0b1111
+    byte = data[len(magic)]
+    if magic == MINI_MAGIC:
+        if byte >> 6:
+            raise UnsupportedFileError(f"mini form {byte >> 6}; a newer release may read this file")
+        return _Form(is_mini=True, is_partial=bool(byte & 1), has_alpha=False)
+    version, flags = byte >> 4, byte & 0b1111
     if version != VERSION:
         raise UnsupportedFileError(f"format version {version}; this release reads version {VERSION}")
     if flags & ~_KNOWN_FLAGS:
         raise UnsupportedFileError(f"unknown flags {flags:#06b}; a newer release may read this file")
-    if len(data) < _MIN_BYTES:
-        raise TruncatedFileError(f"the file ends after {len(data)} bytes; the shortest has {_MIN_BYTES}")
-    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "big"):
-        raise DamagedFileError("checksum mismatch: the file is damaged or cut short")
+    return _Form(is_mini=False, is_partial=bool(flags & _FLAG_PARTIAL), has_alpha=bool(flags & _FLAG_ALPHA))
 
-    # From here on the bytes are as they were written; what still does not fit was written wrongly.
-    model_id = data[len(MAGIC) + 1 : _FIXED_START - 1]
-    fields = _FieldReader(data, start=_FIXED_START, end=len(data) - _FIXED_END)
-    width = fields.varint(max_value=MAX_DIMENSION - 1) + 1
-    height = fields.varint(max_value=MAX_DIMENSION - 1) + 1
-    steps_sent = fields.varint(max_value=MAX_STEPS_SENT) if flags & _FLAG_PARTIAL else None
-    alpha = None
-    if flags & _FLAG_ALPHA:
-        alpha = fields.take(fields.varint(max_value=MAX_ALPHA_BYTES))
-        if not alpha:
-            raise DamagedFileError("the alpha section is empty")
+
+def _read_header(fields: "_FieldReader", form: _Form) -> Container:
+    """Read the fields from the start to the height, as a partial container without alpha and payload.
+
+    Raises:
+        UnsupportedFileError, DamagedFileError: see `parse`.
+    """
+    if form.is_mini:
+        fields.take(len(MINI_MAGIC))
+        settings = fields.take(1)[0]
+        log2_scale, level = settings >> 1 & 0b11, settings >> 3 & 0b111
+        model_id = fields.take(MINI_MODEL_ID_BYTES)
+    else:
+        fields.take(len(MAGIC) + 1)
+        model_id = fields.take(MODEL_ID_BYTES)
+        settings = fields.take(1)[0]
+        if settings >> 6:
+            raise UnsupportedFileError(f"unknown settings {settings:#010b}; a newer release may read this file")
+        log2_scale, level = settings >> 4, settings & 0b1111
     return Container(
-        width=width,
-        height=height,
+        width=fields.varint(max_value=MAX_DIMENSION - 1) + 1,
+        height=fields.varint(max_value=MAX_DIMENSION - 1) + 1,
         model_id=model_id,
-        level=data[_FIXED_START - 1],
-        payload=fields.rest(),
-        token_check=int.from_bytes(data[-_FIXED_END:-4], "big"),
-        steps_sent=steps_sent,
-        alpha=alpha,
+        level=level,
+        scale=1 << log2_scale,
+        payload=b"",
+        is_partial=True,
     )
+
+
+def _read_alpha(fields: "_FieldReader") -> bytes:
+    """Read the alpha section.
+
+    Raises:
+        DamagedFileError: it is cut or empty.
+    """
+    alpha = fields.take(fields.varint(max_value=MAX_ALPHA_BYTES))
+    if not alpha:
+        raise DamagedFileError("the alpha section is empty")
+    return alpha
+
+
+def _file_check(body: bytes, *, is_mini: bool) -> bytes:
+    """Return the checksum that follows the body of a file."""
+    if is_mini:
+        # Started and ended as CRC-32 is; otherwise zero bytes added to a file would go unnoticed.
+        return (binascii.crc_hqx(body, 0xFFFF) ^ 0xFFFF).to_bytes(_MINI_FILE_CHECK_BYTES, "big")
+    return zlib.crc32(body).to_bytes(_FILE_CHECK_BYTES, "big")
+
+
+def _checksum_fits(data: bytes, form: _Form) -> bool:
+    """Whether a file ends with the checksum of what comes before."""
+    check_bytes = _MINI_FILE_CHECK_BYTES if form.is_mini else _FILE_CHECK_BYTES
+    return _file_check(data[:-check_bytes], is_mini=form.is_mini) == data[-check_bytes:]
 
 
 def _varint(value: int) -> bytes:
@@ -160,18 +338,22 @@ def _varint(value: int) -> bytes:
 
 
 class _FieldReader:
-    """Reads fields of data[start:end] in turn and never past the end."""
+    """Reads fields of data[:end] in turn and never past the end."""
 
-    def __init__(self, data: bytes, *, start: int, end: int) -> None:
+    def __init__(self, data: bytes, *, end: int) -> None:
         self._data = data
-        self._position = start
+        self._position = 0
         self._end = end
 
     def take(self, count: int) -> bytes:
-        if count > self._end - self._position:
+        if not 0 <= count <= self._end - self._position:
             raise DamagedFileError("a field runs past the end of the file")
         self._position += count
         return self._data[self._position - count : self._position]
+
+    def take_but(self, count: int) -> bytes:
+        """Take all that is left but the last `count` bytes."""
+        return self.take(self._end - self._position - count)
 
     def varint(self, *, max_value: int) -> int:
         value = shift = 0
@@ -188,6 +370,3 @@ class _FieldReader:
         if byte == 0 and shift:
             raise DamagedFileError("an integer field is not in its shortest form")
         return value
-
-    def rest(self) -> bytes:
-        return self.take(self._end - self._position)

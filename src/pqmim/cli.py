@@ -120,10 +120,12 @@ def encode(
     codecs = _Codecs(model, device, reporter)
 
     def convert(data: bytes) -> Callable[[], Result]:
+        from pqmim.codec import EncodeOptions
+
         codec = codecs.named(model)
 
         def make_result() -> Result:
-            coded = codec.encode(data, quality=quality, max_pixels=max_pixels)
+            coded = codec.encode(data, quality=quality, options=EncodeOptions(max_pixels=max_pixels))
             return Result(*_file_summary(parse(coded), len(coded)), coded)
 
         return make_result
@@ -225,8 +227,9 @@ def info(inputs: Inputs, as_json: Json = False, verbose: Verbose = 0) -> None:
             "level": container.level,
             "payload_bytes": len(container.payload),
             "alpha_bytes": len(container.alpha or b""),
-            "steps_sent": container.steps_sent,
-            "token_check": f"{container.token_check:04x}",
+            "is_partial": container.is_partial,
+            "scale": container.scale,
+            "token_check": None if container.token_check is None else f"{container.token_check:04x}",
         }
         parts = [
             f"{container.width} x {container.height}",
@@ -237,8 +240,8 @@ def info(inputs: Inputs, as_json: Json = False, verbose: Verbose = 0) -> None:
         ]
         if container.alpha is not None:
             parts.append(f"alpha {len(container.alpha):,} B")
-        if container.steps_sent is not None:
-            parts.append(f"partial, {container.steps_sent} steps")
+        if container.is_partial:
+            parts.append("partial")
         return lambda: Result(fields, "  ".join(parts))
 
     files = find_files([Path(name) for name in inputs], PQM, reporter)
@@ -400,30 +403,51 @@ Resume = Annotated[
     str | None,
     typer.Option(metavar="auto|PATH", help="Go on from a checkpoint; auto: the run's own if there is one."),
 ]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(metavar="N", min=0, help="Write a checkpoint and stop after N minutes.", show_default=False),
+]
 
 
 @train_app.command("tokenizer")
-def train_tokenizer(recipe: Recipe, overrides: Overrides = None, resume: Resume = None, verbose: Verbose = 0) -> None:
+def train_tokenizer(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    max_minutes: MaxMinutes = None,
+    verbose: Verbose = 0,
+) -> None:
     """Train transforms and codebooks."""
     with _one_line_errors(Reporter(verbosity=verbose)):
         from pqmim.config import TokenizerTraining, load_config
 
-        config = load_config(TokenizerTraining, recipe, overrides or ())
+        config = load_config(TokenizerTraining, recipe, _with_limit(overrides, max_minutes))
         from pqmim.train_tokenizer import train
 
         _train(lambda: train(config, resume=resume))
 
 
 @train_app.command("entropy")
-def train_entropy(recipe: Recipe, overrides: Overrides = None, resume: Resume = None, verbose: Verbose = 0) -> None:
+def train_entropy(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    max_minutes: MaxMinutes = None,
+    verbose: Verbose = 0,
+) -> None:
     """Train the entropy model on the tokens of a trained tokenizer."""
     with _one_line_errors(Reporter(verbosity=verbose)):
         from pqmim.config import EntropyTraining, load_config
 
-        config = load_config(EntropyTraining, recipe, overrides or ())
+        config = load_config(EntropyTraining, recipe, _with_limit(overrides, max_minutes))
         from pqmim.train_entropy_model import train
 
         _train(lambda: train(config, resume=resume))
+
+
+def _with_limit(overrides: list[str] | None, max_minutes: float | None) -> list[str]:
+    """Add `--max-minutes` to the changed settings; the last one counts."""
+    return [*(overrides or ()), *([] if max_minutes is None else [f"run.max_minutes={max_minutes}"])]
 
 
 def _train(train: Callable[[], Path]) -> None:
@@ -431,9 +455,11 @@ def _train(train: Callable[[], Path]) -> None:
     from pqmim.training_run import TimeIsUp
 
     try:
-        typer.echo(train())
+        message = str(train())
     except TimeIsUp as stop:
-        typer.echo(str(stop))
+        message = str(stop)
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun and accelerate; one of the processes is enough
+        typer.echo(message)
 
 
 def _names(text: str) -> tuple[str, ...]:

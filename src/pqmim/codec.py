@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,30 +14,125 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pqmim import bitstream
+from pqmim import bitstream, rate_control
 from pqmim.autoencoder import STRIDE
-from pqmim.bitstream import Container
+from pqmim.bitstream import SCALES, Container
 from pqmim.checkpoints import LoadedModel, find_model, load_model, shipped_models
 from pqmim.config import QualityRange
+from pqmim.encoder import EncodedTokens, PictureEncoder, Region, TokenChoiceOptions, Tune
 from pqmim.errors import (
     ConfigError,
     DamagedFileError,
+    ImageError,
     LimitError,
     ModelMismatchError,
+    PqmimError,
+    TargetError,
     TokenCheckError,
-    UnsupportedFileError,
 )
 from pqmim.exact_inference import ExactEntropyModel
-from pqmim.image_io import ImageLike, Picture, decode_alpha, encode_alpha, load_picture, to_pillow
-from pqmim.range_coding import TokenReader, TokenWriter
-from pqmim.schedule import Step
-from pqmim.token_coding import GivenTokens, RateDistortionChoice, bits_table, code_tokens
+from pqmim.fill import Fill, expected_latent, sample
+from pqmim.image_io import (
+    ImageLike,
+    Picture,
+    decode_alpha,
+    encode_alpha,
+    load_picture,
+    resize_picture,
+    to_pillow,
+)
+from pqmim.range_coding import PrefixReader, TokenReader, TokenWriter
+from pqmim.tiled_transforms import TiledTransforms
+from pqmim.token_coding import GivenTokens, TokenGrid, bits_table, code_tokens
 from pqmim.tokenizer import Tokenizer
 
 MAX_PIXELS = 100_000_000
 """Default limit on width x height, against files that ask for more memory than there is."""
-TILE_POSITIONS = 48
-"""Side of the tiles that the transforms work on, positions, without margin."""
+SCALE_BPP = ((8, 0.004), (4, 0.014), (2, 0.05))
+"""A target of fewer bits per pixel than this is met on a picture scaled down so many times; chosen on the validation
+photos."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How to encode, but for the rate.
+
+    Attributes:
+        effort: 1 to `encoder.MAX_EFFORT`, more is slower and better.
+        tune: what the bits are spent for.
+        regions: parts of the picture that matter more, pixels of the image.
+        keep: share of the tokens to send, in coding order; the decoder fills the rest.
+        scale: code the picture this many times smaller, one of `bitstream.SCALES`; None = as the target wants.
+        strict: a target below what is possible is an error.
+        max_pixels: larger images are refused.
+    """
+
+    effort: int = TokenChoiceOptions.effort
+    tune: Tune = Tune.PSNR
+    regions: tuple[Region, ...] = ()
+    keep: float = 1.0
+    scale: int | None = None
+    strict: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, not {self.scale}")
+        self.token_choice(1)  # checks the rest
+
+    def token_choice(self, scale: int) -> TokenChoiceOptions:
+        """What concerns the tokens, for a picture scaled down."""
+        regions = tuple(
+            replace(
+                region,
+                x=region.x // scale,
+                y=region.y // scale,
+                width=-(-region.width // scale),
+                height=-(-region.height // scale),
+            )
+            for region in self.regions
+        )
+        return TokenChoiceOptions(self.effort, self.tune, regions, self.keep)
+
+
+@dataclass(frozen=True)
+class FillOptions:
+    """What becomes of tokens that a file does not hold.
+
+    Attributes:
+        fill: see `fill.Fill`.
+        seed: for sampling, >= 0; the same seed gives the same picture everywhere.
+        temperature: for sampling, above 0; 1 draws from the model's probabilities, less is tamer.
+        num_steps: for sampling, passes of the network; None = as many as the schedule has.
+    """
+
+    fill: Fill = Fill.LIKELY
+    seed: int = 0
+    temperature: float = 1.0
+    num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
+        if not 0.01 <= self.temperature <= 100:
+            raise ValueError(f"temperature must be 0.01 to 100, not {self.temperature:g}")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.num_steps}")
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A decoded image and how much of it was sent.
+
+    Attributes:
+        image: RGB or RGBA of the original size.
+        invented_share: share of the tokens that were not in the file and were filled, 0 to 1.
+        problem: what was wrong with a salvaged file, else empty.
+    """
+
+    image: Image.Image
+    invented_share: float
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +141,7 @@ class RateBreakdown:
 
     Attributes:
         uniform: log2 K for each token.
-        static: the static prior of the same trade-off, no context.
+        static: the static prior of the same level, no context.
         exact: the masked model's frequencies, as the file uses them.
         payload: what the range coder wrote.
         file: the whole file.
@@ -57,6 +152,18 @@ class RateBreakdown:
     exact: float
     payload: float
     file: float
+
+
+@dataclass(frozen=True)
+class _EncodedFile:
+    """A file, and what it was made of."""
+
+    data: bytes
+    tokens: EncodedTokens
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.data)
 
 
 class Codec:
@@ -75,7 +182,7 @@ class Codec:
         self.device = device
         self._quality: QualityRange = model.quality
         self._tokenizer: Tokenizer = model.tokenizer.to(device).requires_grad_(False)
-        self._margin = self._tokenizer.config.autoencoder.margin
+        self._transforms = TiledTransforms(self._tokenizer, device)
         self._entropy_model = ExactEntropyModel(
             model.entropy_config,
             model.entropy_tensors,
@@ -89,35 +196,153 @@ class Codec:
         """Integer-product kernel in use, one of `exact_inference.KERNELS`."""
         return self._entropy_model.kernel
 
-    def encode(self, image: ImageLike, *, quality: float = 50.0, max_pixels: int = MAX_PIXELS) -> bytes:
+    # -- encode -----------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        image: ImageLike,
+        *,
+        quality: float = 50.0,
+        target_bytes: int | None = None,
+        target_bpp: float | None = None,
+        options: EncodeOptions | None = None,
+    ) -> bytes:
         """Compress an image.
 
         Args:
             image: path, bytes or file of anything that Pillow opens; Pillow image; uint8 array (H, W), (H, W, 3) or
                 (H, W, 4). EXIF orientation is applied, other color spaces are converted to sRGB.
-            quality: 0 to 100, higher is better and larger; continuous.
-            max_pixels: larger images are refused.
+            quality: 0 to 100, higher is better and larger; continuous. Of no effect if there is a target.
+            target_bytes: largest size of the file, at least 1. The file comes as near as it can.
+            target_bpp: the same in bits per pixel of the image, above 0; not together with `target_bytes`.
+            options: how; None = the defaults.
 
         Returns:
-            Content of a .pqm file.
+            Content of a .pqm file. It is above the target only if no smaller file is possible, which is an error if
+            `options.strict`.
 
         Raises:
             ImageError: the input cannot be read.
-            LimitError: more than `max_pixels` pixels.
-            ValueError: quality is outside [0, 100].
+            LimitError: more than `options.max_pixels` pixels.
+            TargetError: the target cannot be met, and `options.strict`.
+            ValueError: an argument is out of range.
         """
-        picture = load_picture(image, max_pixels=max_pixels)
-        writer = TokenWriter()
-        level, tokens = self._choose_tokens(picture, quality, writer)
-        return self._pack(picture, level, tokens, writer.finish())
+        return self._encode(image, quality, target_bytes, target_bpp, options or EncodeOptions()).data
 
     def encode_tokens(self, image: ImageLike, *, quality: float = 50.0) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 that `encode` sends for an image; arguments and errors as there."""
-        _, tokens = self._choose_tokens(load_picture(image, max_pixels=MAX_PIXELS), quality, TokenWriter())
+        tokens = self._encode(image, quality, None, None, EncodeOptions()).tokens.grid.tokens
         return np.asarray(tokens.cpu().numpy(), dtype=np.int64)
 
-    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    @torch.inference_mode()
+    def encode_with_rates(
+        self, image: ImageLike, *, quality: float = 50.0, options: EncodeOptions | None = None
+    ) -> tuple[bytes, RateBreakdown]:
+        """What `encode` returns, and what its tokens cost: uniform codes, static frequencies, masked model."""
+        with torch.inference_mode(False):
+            encoded = self._encode(image, quality, None, None, options or EncodeOptions())
+        tokens, level = encoded.tokens.grid.tokens, encoded.tokens.level
+        writer, counted = TokenWriter(), _CountedTokens(tokens)
+        code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
+        quantizer = self._tokenizer.quantizer
+        prior = quantizer.prior_bits()[level]
+        return encoded.data, RateBreakdown(
+            uniform=tokens.numel() * float(np.log2(quantizer.num_codewords)),
+            static=float(prior.gather(1, tokens.flatten(1)).double().sum()),
+            exact=counted.bits,
+            payload=8.0 * len(writer.finish()),
+            file=8.0 * len(encoded.data),
+        )
+
+    def _encode(
+        self,
+        image: ImageLike,
+        quality: float,
+        target_bytes: int | None,
+        target_bpp: float | None,
+        options: EncodeOptions,
+    ) -> _EncodedFile:
+        if target_bytes is not None and target_bpp is not None:
+            raise ValueError("give target_bytes or target_bpp, not both")
+        if target_bytes is not None and target_bytes < 1:
+            raise ValueError(f"target_bytes must be at least 1, not {target_bytes}")
+        if target_bpp is not None and not target_bpp > 0:
+            raise ValueError(f"target_bpp must be above 0, not {target_bpp:g}")
+        picture = load_picture(image, max_pixels=options.max_pixels)
+        height, width = picture.rgb.shape[:2]
+        if target_bpp is not None:
+            target_bytes = max(1, int(target_bpp * height * width / 8))
+        alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
+
+        frame = Container(width, height, self.model_id, 0, 1, b"", is_partial=True, alpha=alpha)
+
+        def pack(tokens: EncodedTokens, scale: int) -> _EncodedFile:
+            container = replace(frame, level=tokens.level, scale=scale, payload=tokens.payload)
+            if tokens.grid.is_complete:
+                check = bitstream.token_check(_token_bytes(tokens.grid.tokens))
+                container = replace(container, is_partial=False, token_check=check)
+            return _EncodedFile(bitstream.pack(container), tokens)
+
+        if target_bytes is None:
+            scale = options.scale or 1
+            encoder = self._encoder(picture, scale, options)
+            return pack(encoder.encode(self._quality.w(quality)), scale)
+        return self._encode_to_size(picture, target_bytes, options, pack, frame)
+
+    def _encode_to_size(
+        self,
+        picture: Picture,
+        target: int,
+        options: EncodeOptions,
+        pack: Callable[[EncodedTokens, int], _EncodedFile],
+        frame: Container,
+    ) -> _EncodedFile:
+        """Encode to at most `target` bytes, if that is possible; `frame` is the container without payload."""
+        height, width = picture.rgb.shape[:2]
+        room = max(1, target - bitstream.overhead(frame))
+        scale = options.scale or _scale_for(8 * room / (height * width))
+        encoder = self._encoder(picture, scale, options)
+        w_range = self._quality.w(100), self._quality.w(0)
+        while (
+            options.scale is None
+            and scale < SCALES[-1]
+            and rate_control.TYPICAL_RATIO * encoder.estimate_bytes(w_range[1]) > room
+        ):
+            scale *= 2
+            encoder = self._encoder(picture, scale, options)
+        while options.scale is None and scale > 1 and encoder.estimate_bytes(w_range[0]) < room / 2:  # a plain picture
+            scale //= 2
+            encoder = self._encoder(picture, scale, options)
+        best = rate_control.search(
+            lambda w: pack(encoder.encode(w), scale),
+            lambda w: encoder.estimate_bytes(w) * options.keep,
+            target,
+            w_range,
+            overhead=lambda num_bytes: bitstream.overhead(replace(frame, payload=bytes(num_bytes))),
+        )
+        if best.num_bytes > target:  # leave out the last tokens: the decoder fills them
+            smallest = bitstream.smallest_size(best.data)
+            if options.strict and smallest > target:
+                raise TargetError(f"no file of {target:,} bytes is possible; the smallest has {smallest:,}")
+            best = _EncodedFile(bitstream.truncate(best.data, max(target, smallest)), best.tokens)
+        return best
+
+    def _encoder(self, picture: Picture, scale: int, options: EncodeOptions) -> PictureEncoder:
+        rgb = picture.rgb
+        if scale > 1:
+            height, width = rgb.shape[:2]
+            rgb = resize_picture(rgb, -(-width // scale), -(-height // scale))
+        choice = options.token_choice(scale)
+        return PictureEncoder(self._transforms, self._tokenizer.quantizer, self._entropy_model, rgb, choice)
+
+    # -- decode -----------------------------------------------------------------------------------------------------
+
+    def decode(self, data: bytes, *, options: FillOptions | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Decompress the content of a .pqm file.
+
+        Args:
+            options: what becomes of tokens that a partial file does not hold; None = the most likely picture.
+            max_pixels: larger images are refused.
 
         Returns:
             RGB or RGBA image of the original size.
@@ -126,118 +351,218 @@ class Codec:
             BitstreamError: damaged or truncated, not a .pqm file, or made with another model.
             LimitError: more than `max_pixels` pixels.
         """
-        container = self._parse(data, max_pixels)
-        tokens = self._read_tokens(container)
-        alpha = None
-        if container.alpha is not None:
-            alpha = decode_alpha(container.alpha, container.width, container.height)
-        rgb = self._synthesize(tokens)[: container.height, : container.width]
-        return to_pillow(Picture(rgb, alpha))
+        return self.decode_with_report(data, options=options, max_pixels=max_pixels).image
 
+    @torch.no_grad()
+    def decode_with_report(
+        self,
+        data: bytes,
+        *,
+        options: FillOptions | None = None,
+        salvage: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        after_step: Callable[[Image.Image], None] | None = None,
+    ) -> DecodedImage:
+        """Decompress, and say how much of the picture was in the file.
+
+        Args:
+            options, max_pixels: as in `decode`.
+            salvage: decode what can be decoded of a file that was cut or damaged by accident.
+            after_step: called with the picture after every step of the schedule, what is missing filled as likely.
+
+        Raises:
+            As `decode`; a salvaged file only if its header cannot be read.
+        """
+        options = options or FillOptions()
+        container, problem = self._parse(data, max_pixels, salvage=salvage)
+
+        def show(grid: TokenGrid) -> None:
+            if after_step is not None:
+                latent = expected_latent(self._entropy_model, self._tokenizer.quantizer, grid, container.level)
+                after_step(self._picture_of(latent, container, None))
+
+        grid, token_problem = self._read_tokens(container, salvage=salvage, after_step=show if after_step else None)
+        alpha, alpha_problem = self._alpha_of(container, salvage=salvage)
+        image = self._picture_of(self._filled(grid, container.level, options), container, alpha)
+        problems = "; ".join(filter(None, (problem, token_problem, alpha_problem)))
+        return DecodedImage(image, 1 - grid.known_share, problems)
+
+    @torch.inference_mode()
     def decode_tokens(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int64]:
-        """The token grid (M, h, w) int64 of a file; errors as `decode`."""
-        tokens = self._read_tokens(self._parse(data, max_pixels))
-        return np.asarray(tokens.cpu().numpy(), dtype=np.int64)
+        """The token grid (M, h, w) int64 of a file, -1 where a partial file holds none; errors as `decode`."""
+        container, _ = self._parse(data, max_pixels)
+        grid, _ = self._read_tokens(container)
+        return np.asarray(torch.where(grid.known, grid.tokens, -1).cpu().numpy(), dtype=np.int64)
 
     def token_hash(self, data: bytes) -> str:
         """SHA-256 (hex) of a file's token grid as little-endian uint16: equal on every machine."""
         return hashlib.sha256(_token_bytes(torch.from_numpy(self.decode_tokens(data)))).hexdigest()
 
-    @torch.inference_mode()
-    def encode_with_rates(self, image: ImageLike, *, quality: float = 50.0) -> tuple[bytes, RateBreakdown]:
-        """What `encode` returns, and what its tokens cost: uniform codes, static frequencies, masked model."""
-        picture = load_picture(image, max_pixels=MAX_PIXELS)
-        level, tokens = self._choose_tokens(picture, quality, TokenWriter())
-        writer, counted = TokenWriter(), _CountedTokens(tokens)
-        code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
-        payload = writer.finish()
-        data = self._pack(picture, level, tokens, payload)
-        quantizer = self._tokenizer.quantizer
-        prior = quantizer.prior_bits(self._quality.w(quality))[0]
-        return data, RateBreakdown(
-            uniform=tokens.numel() * float(np.log2(quantizer.num_codewords)),
-            static=float(prior.gather(1, tokens.flatten(1)).double().sum()),
-            exact=counted.bits,
-            payload=8.0 * len(payload),
-            file=8.0 * len(data),
-        )
+    # -- what the model believes ------------------------------------------------------------------------------------
 
-    # -- parts of encode and decode ---------------------------------------------------------------------------------
+    @torch.no_grad()
+    def generate(
+        self, width: int, height: int, *, quality: float = 50.0, options: FillOptions | None = None
+    ) -> Image.Image:
+        """Draw a picture of which nothing was sent.
 
-    @torch.inference_mode()
-    def _choose_tokens(self, picture: Picture, quality: float, writer: TokenWriter) -> tuple[int, Tensor]:
-        """Run the encoder's loop: level, tokens (M, h, w) int64; `writer` holds the tokens."""
-        w = self._quality.w(quality)
-        level = int(self._tokenizer.quantizer.level(w))
-        z = self._analyze(picture.rgb)
-        choice = RateDistortionChoice(self._tokenizer.quantizer, z, w)
-        return level, code_tokens(self._entropy_model, writer, z.shape[2], z.shape[3], level, choice)
+        Args:
+            width, height: pixels.
+            quality: which trade-off the tokens are those of: low ones are simpler pictures.
+            options: `fill` is of no effect.
 
-    def _pack(self, picture: Picture, level: int, tokens: Tensor, payload: bytes) -> bytes:
+        Raises:
+            LimitError: too many pixels.
+        """
+        if width < 1 or height < 1:
+            raise ValueError(f"a picture has at least 1 x 1 pixels, not {width} x {height}")
+        if width * height > MAX_PIXELS:
+            raise LimitError(f"{width} x {height} pixels are above the limit of {MAX_PIXELS:,}")
+        options = replace(options or FillOptions(), fill=Fill.SAMPLE)
+        level = int(self._tokenizer.quantizer.level(self._quality.w(quality)))
+        shape = (self._entropy_model.num_subquantizers, -(-height // STRIDE), -(-width // STRIDE))
+        tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        grid = TokenGrid(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+        container = Container(width, height, self.model_id, level, 1, b"", is_partial=True)
+        return self._picture_of(self._filled(grid, level, options), container, None)
+
+    @torch.no_grad()
+    def inpaint(
+        self, image: ImageLike, mask: ImageLike, *, quality: float = 50.0, options: FillOptions | None = None
+    ) -> Image.Image:
+        """Draw a part of a picture anew, from what is around it.
+
+        Args:
+            mask: image of the same size, bright where the picture is to be drawn anew. Positions (16 x 16 pixels)
+                that it touches are.
+            quality: of the tokens.
+            options: how the tokens are drawn; `Fill.LIKELY` gives the expectation.
+
+        Returns:
+            The image, changed where the mask is bright only.
+
+        Raises:
+            ImageError: an input cannot be read, or their sizes differ.
+        """
+        picture, wanted = load_picture(image, max_pixels=MAX_PIXELS), load_picture(mask, max_pixels=MAX_PIXELS)
         height, width = picture.rgb.shape[:2]
-        return bitstream.pack(
-            Container(
-                width=width,
-                height=height,
-                model_id=self.model_id,
-                level=level,
-                payload=payload,
-                token_check=bitstream.token_check(_token_bytes(tokens)),
-                alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
+        if wanted.rgb.shape != picture.rgb.shape:
+            raise ImageError(
+                f"the mask is {wanted.rgb.shape[1]} x {wanted.rgb.shape[0]} pixels, the image {width} x {height}"
             )
+        encoded = self._encoder(picture, 1, EncodeOptions()).encode(self._quality.w(quality))
+        is_masked = wanted.rgb.max(2) > 127
+        padded = np.pad(is_masked, ((0, -height % STRIDE), (0, -width % STRIDE)))
+        h, w = encoded.grid.tokens.shape[1:]
+        touched = torch.from_numpy(padded.reshape(h, STRIDE, w, STRIDE).any((1, 3))).to(self.device)
+        grid = TokenGrid(encoded.grid.tokens, (~touched).expand_as(encoded.grid.known))
+        container = Container(width, height, self.model_id, encoded.level, 1, b"", is_partial=True)
+        drawn = self._picture_of(
+            self._filled(grid, encoded.level, options or FillOptions(Fill.SAMPLE)), container, None
         )
+        rgb = np.where(is_masked[:, :, None], np.asarray(drawn), picture.rgb)
+        return to_pillow(Picture(rgb, picture.alpha))
 
-    def _parse(self, data: bytes, max_pixels: int) -> Container:
-        container = bitstream.parse(data)
-        if container.model_id != self.model_id:
-            known = {model.model_id: model.name for model in shipped_models()}
-            other = known.get(container.model_id)
-            maker = f"{container.model_id.hex()}" + (f" ({other})" if other else "")
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _parse(self, data: bytes, max_pixels: int, *, salvage: bool = False) -> tuple[Container, str]:
+        """Read a container that this model decodes, and what is wrong with it if salvaging."""
+        container, problem = bitstream.salvage(data) if salvage else (bitstream.parse(data), "")
+        if not self.model_id.startswith(container.model_id):
+            known = [model.name for model in shipped_models() if model.model_id.startswith(container.model_id)]
+            maker = container.model_id.hex() + "".join(f" ({name})" for name in known)
             raise ModelMismatchError(f"made with model {maker}, this is {self.model_id.hex()} ({self.name})")
         if container.level >= self._entropy_model.num_levels:
             raise DamagedFileError(f"level {container.level} does not exist in this model")
-        if container.steps_sent is not None:
-            raise UnsupportedFileError("partial files are not supported by this version")
         if container.width * container.height > max_pixels:
             raise LimitError(f"{container.width} x {container.height} pixels are above the limit of {max_pixels:,}")
-        return container
+        return container, problem
 
-    @torch.inference_mode()
-    def _read_tokens(self, container: Container) -> Tensor:
-        """Tokens (M, h, w) int64 of a file, checked."""
-        reader = TokenReader(container.payload)
-        grid = (-(-container.height // STRIDE), -(-container.width // STRIDE))
-        tokens = code_tokens(self._entropy_model, reader, *grid, container.level)
-        reader.finish()
-        if bitstream.token_check(_token_bytes(tokens)) != container.token_check:
-            raise TokenCheckError("decoded tokens differ from those that were encoded (run `pqmim selftest`)")
-        return tokens
+    def _read_tokens(
+        self,
+        container: Container,
+        *,
+        salvage: bool = False,
+        after_step: Callable[[TokenGrid], None] | None = None,
+    ) -> tuple[TokenGrid, str]:
+        """Tokens of a file, checked, and what is wrong with them if salvaging."""
+        scaled = (-(-side // container.scale) for side in (container.height, container.width))
+        height, width = (-(-side // STRIDE) for side in scaled)
+        if container.is_partial:
+            reader = PrefixReader(container.payload)
+            return code_tokens(self._entropy_model, reader, height, width, container.level, after_step=after_step), ""
+        complete = TokenReader(container.payload)
+        grid = code_tokens(self._entropy_model, complete, height, width, container.level, after_step=after_step)
+        complete.finish()
+        check = container.token_check
+        if check is not None and bitstream.token_check(_token_bytes(grid.tokens)) != check:
+            problem = "decoded tokens differ from those that were encoded (run `pqmim selftest`)"
+            if not salvage:
+                raise TokenCheckError(problem)
+            return grid, problem
+        return grid, ""
 
-    def _analyze(self, rgb: NDArray[np.uint8]) -> Tensor:
-        """(H, W, 3) uint8 -> latent (1, D, h, w) float32; H and W are padded to the stride by repeating the edge."""
-        height, width = rgb.shape[:2]
-        padding = ((0, -height % STRIDE), (0, -width % STRIDE), (0, 0))
-        pixels = torch.from_numpy(np.pad(rgb, padding, mode="edge"))
+    def _alpha_of(self, container: Container, *, salvage: bool) -> tuple[NDArray[np.uint8] | None, str]:
+        if container.alpha is None:
+            return None, ""
+        try:
+            return decode_alpha(container.alpha, container.width, container.height), ""
+        except PqmimError as error:
+            if not salvage:
+                raise
+            return None, str(error)
 
-        def analyze(top: int, bottom: int, left: int, right: int) -> Tensor:
-            part = pixels[top * STRIDE : bottom * STRIDE, left * STRIDE : right * STRIDE].to(self.device)
-            x = part.permute(2, 0, 1)[None].float() / 255
-            return self._tokenizer.analysis(x.contiguous(memory_format=torch.channels_last))[0]  # type: ignore[no-any-return]
+    def _filled(self, grid: TokenGrid, level: int, options: FillOptions) -> Callable[[int, int, int, int], Tensor]:
+        """Latent of a grid, tile by tile, with what is unknown filled."""
+        quantizer = self._tokenizer.quantizer
+        known: Tensor | None = None
+        tokens = grid.tokens
+        if not grid.is_complete:
+            if options.fill is Fill.LIKELY:
+                return _tiles_of(expected_latent(self._entropy_model, quantizer, grid, level))
+            if options.fill is Fill.SAMPLE:
+                tokens = sample(
+                    self._entropy_model,
+                    grid,
+                    level,
+                    seed=options.seed,
+                    temperature=options.temperature,
+                    num_steps=options.num_steps,
+                )
+            else:
+                known = grid.known
+        levels = torch.tensor([level], device=tokens.device)
 
-        h, w = pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE
-        return assemble_tiles(analyze, h, w, 1, self._margin)[None]
+        def latent_of(top: int, bottom: int, left: int, right: int) -> Tensor:
+            tile = (slice(None), slice(None), slice(top, bottom), slice(left, right))
+            return quantizer.dequantize(tokens[None][tile], levels, None if known is None else known[None][tile])
 
-    @torch.inference_mode()
-    def _synthesize(self, tokens: Tensor) -> NDArray[np.uint8]:
-        """Tokens (M, h, w) -> (16 h, 16 w, 3) uint8."""
-        tokens = tokens.to(self.device)
+        return latent_of
 
-        def synthesize(top: int, bottom: int, left: int, right: int) -> Tensor:
-            x_hat = self._tokenizer.decode(tokens[None, :, top:bottom, left:right])[0]
-            return x_hat.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+    def _picture_of(
+        self,
+        latent_of: Callable[[int, int, int, int], Tensor] | Tensor,
+        container: Container,
+        alpha: NDArray[np.uint8] | None,
+    ) -> Image.Image:
+        """Synthesize, crop, scale back."""
+        if isinstance(latent_of, Tensor):
+            latent_of = _tiles_of(latent_of)
+        height, width = (-(-side // container.scale) for side in (container.height, container.width))
+        rgb = self._transforms.synthesize(latent_of, -(-height // STRIDE), -(-width // STRIDE))[:height, :width]
+        if container.scale > 1:
+            rgb = resize_picture(rgb, container.width, container.height)
+        return to_pillow(Picture(rgb, alpha))
 
-        rgb = assemble_tiles(synthesize, tokens.shape[1], tokens.shape[2], STRIDE, self._margin)
-        return np.ascontiguousarray(rgb.permute(1, 2, 0).cpu().numpy())
+
+def _tiles_of(z: Tensor) -> Callable[[int, int, int, int], Tensor]:
+    """Parts of a latent (1, D, h, w)."""
+    return lambda top, bottom, left, right: z[:, :, top:bottom, left:right]
+
+
+def _scale_for(bpp: float) -> int:
+    """How many times smaller a picture is coded to meet a target."""
+    return next((scale for scale, limit in SCALE_BPP if bpp < limit), 1)
 
 
 class _CountedTokens(GivenTokens):
@@ -248,42 +573,11 @@ class _CountedTokens(GivenTokens):
         self.bits = 0.0
         self._bits_of_frequency = bits_table(tokens.device).double()
 
-    def __call__(self, step: Step, positions: Tensor, frequencies: Tensor) -> Tensor:
-        tokens = super().__call__(step, positions, frequencies)
-        coded = frequencies.gather(2, tokens[:, :, None])
+    def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
+        tokens = super().__call__(first, positions, frequencies)
+        coded = frequencies.gather(2, tokens[:, :, None]).long()
         self.bits += float(self._bits_of_frequency[coded].sum())
         return tokens
-
-
-def assemble_tiles(
-    transform: Callable[[int, int, int, int], Tensor], height: int, width: int, scale: int, margin: int
-) -> Tensor:
-    """Apply a transform tile by tile, with a margin that is cut off again: the result of the whole, in bounded memory.
-
-    Args:
-        transform: (top, bottom, left, right) in positions -> (C, scale * rows, scale * columns).
-        height, width: of the token grid, positions.
-        scale: output samples per side of a position.
-        margin: positions around a tile that the transform is given too.
-
-    Returns:
-        (C, scale * height, scale * width).
-    """
-    out: Tensor | None = None
-    for top in range(0, height, TILE_POSITIONS):
-        bottom = min(top + TILE_POSITIONS, height)
-        for left in range(0, width, TILE_POSITIONS):
-            right = min(left + TILE_POSITIONS, width)
-            outer_top, outer_left = max(0, top - margin), max(0, left - margin)
-            outer_bottom, outer_right = min(height, bottom + margin), min(width, right + margin)
-            tile = transform(outer_top, outer_bottom, outer_left, outer_right)
-            if out is None:
-                out = tile.new_empty(tile.shape[0], scale * height, scale * width)
-            rows = slice(scale * (top - outer_top), scale * (bottom - outer_top))
-            columns = slice(scale * (left - outer_left), scale * (right - outer_left))
-            out[:, scale * top : scale * bottom, scale * left : scale * right] = tile[:, rows, columns]
-    assert out is not None  # a grid has at least one position
-    return out
 
 
 def _token_bytes(tokens: Tensor) -> bytes:

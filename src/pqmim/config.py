@@ -13,8 +13,8 @@ from pqmim.errors import ConfigError
 
 MAX_INNER = 1040
 """Largest inner dimension of the entropy model's integer products: 1040 * 127^2 < 2^24 (`exact_inference`)."""
-NUM_PRIORS = 6
-"""Static priors kept, spread over the trade-offs: at a low rate most tokens are the cheap one of their codebook."""
+NUM_LEVELS = 6
+"""Levels: trade-offs between rate and distortion that have codebooks and static priors of their own."""
 
 
 class Config(BaseModel):
@@ -62,8 +62,8 @@ class TokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        if self.autoencoder.latent_channels + self.quantizer.num_subquantizers + NUM_PRIORS > MAX_INNER:
-            raise ValueError(f"latent_channels + num_subquantizers must be at most {MAX_INNER - NUM_PRIORS}")
+        if self.autoencoder.latent_channels + self.quantizer.num_subquantizers + NUM_LEVELS > MAX_INNER:
+            raise ValueError(f"latent_channels + num_subquantizers must be at most {MAX_INNER - NUM_LEVELS}")
         return self
 
 
@@ -126,6 +126,15 @@ class DataConfig(Config):
     """Photos are scaled down by a random factor in [min_scale, 1], so that crops look like larger photographs."""
     validation_photos: int = Field(64, ge=1)
     """Photos held out, evenly spread over the list and never trained on; models are chosen on them."""
+    stream: bool = False
+    """Read tar shards all the time instead of holding all photos in memory (`streaming`)."""
+    stream_lanes: int = Field(8, ge=1)
+    """Streams that the shards are dealt to: at most one per shard, a multiple of the number of processes. With seed and
+    batch size it fixes what is drawn."""
+    stream_readers: int = Field(2, ge=0)
+    """Processes that read and decode for each training process; 0 = none beside it."""
+    shuffle_buffer: int = Field(200, ge=1)
+    """Encoded photos that each lane holds to draw from."""
 
 
 class StageConfig(Config):
@@ -133,6 +142,9 @@ class StageConfig(Config):
 
     steps: int = Field(10_000, ge=0)
     batch_size: int = Field(8, ge=1)
+    """Samples of a step, over all processes and micro-batches."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches whose gradients are added up before a step; saves memory, changes nothing else."""
     learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int = Field(100, ge=0)
     final_learning_rate: float = Field(0.02, ge=0, le=1)
@@ -152,6 +164,8 @@ class RunConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     bf16: bool = True
     """bfloat16 autocast in the transforms."""
+    compile: bool = False
+    """`torch.compile` for the networks; worth its minutes of compiling on a GPU."""
     checkpoint_minutes: float = Field(3.0, gt=0)
     max_minutes: float | None = None
     """Write a checkpoint and stop after this long; `--resume auto` goes on. null = no limit."""

@@ -1,27 +1,45 @@
 """Training photos: folders and tar shards, decoded once and cropped in batches.
 
-The photos are decoded a single time into one flat uint8 array (a `PhotoStore`), so that no step ever waits for JPEG.
-`CropSampler` then cuts, flips and rescales on the training device. Every batch is a pure function of (seed, step), so a
-resumed run sees exactly the crops that an uninterrupted one would have seen.
+The photos are decoded a single time into one flat uint8 array (a `PhotoStore`), held by the GPU where it fits, so that
+no step ever waits for JPEG. `CropSampler` then cuts, flips and rescales on the training device. Every batch is a pure
+function of (seed, step), so a resumed run sees exactly the crops that an uninterrupted one would have seen, and several
+processes can each take their part of it. Sets that do not fit into memory are streamed (`streaming`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pqmim.errors import ConfigError, PqmimError
 from pqmim.image_io import load_picture
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".ppm"})
+STAGE_STEPS = 1_000_000_000
+"""Stages draw their crops at steps this far apart, so that none sees the crops of another."""
+GPU_SHARE = 0.5
+"""Largest part of a GPU's free memory that the photos may take; beyond it they stay in host memory."""
+ALL = slice(None)
+
+
+class Sampler(Protocol):
+    """Where the training loops get their crops from."""
+
+    def batch(self, step: int, batch_size: int, part: slice = ALL) -> Tensor:
+        """The samples `part` of the batch of a step: (n, 3, crop, crop) float32 in [0, 1], channels last.
+
+        The batch is a pure function of (step, batch_size); `part` is `ALL` or `slice(first, None, stride)` with a
+        stride that divides `batch_size`.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,12 @@ class PhotoStore:
         """The photos `indices`, sharing memory."""
         names = tuple(self.names[i] for i in indices)
         return PhotoStore(self.pixels, self.sizes[indices], self.offsets[indices], names)
+
+    def on(self, device: torch.device) -> PhotoStore:
+        """The same photos in the memory of a GPU if they fit, else unchanged."""
+        if device.type != "cuda" or self.pixels.numel() > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return self
+        return PhotoStore(self.pixels.to(device), self.sizes, self.offsets, self.names)
 
     @property
     def manifest_hash(self) -> str:
@@ -93,28 +117,41 @@ def load_photos(path: Path, *, min_side: int, cache: Path | None = None) -> Phot
     """
     if cache is not None and (cache / "pixels.npy").exists() and (cache / "index.npz").exists():
         index = np.load(cache / "index.npz")
-        pixels = torch.from_numpy(np.load(cache / "pixels.npy"))
+        # Mapped, not read: processes on one machine share the pages. Copy-on-write, since torch wants a writable array.
+        pixels = torch.from_numpy(np.load(cache / "pixels.npy", mmap_mode="c"))
         return PhotoStore(pixels, index["sizes"], index["offsets"], tuple(index["names"].tolist()))
-    arrays: list[np.ndarray] = []
-    names: list[str] = []
-    for name, content in iterate_files(path):
-        try:
-            rgb = load_picture(content).rgb
-        except PqmimError:
-            continue  # one unreadable photo must not stop a training; `names` records what was used
-        if min(rgb.shape[:2]) >= min_side:
-            arrays.append(rgb)
-            names.append(name)
-    if not arrays:
+    photos = decode_photos(iterate_files(path), min_side=min_side)
+    if not photos.names:
         raise ConfigError(f"{path}: no photo with a short side of at least {min_side} pixels")
-    sizes = np.array([a.shape[:2] for a in arrays], dtype=np.int64)
-    lengths = sizes.prod(axis=1) * 3
-    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    flat = np.concatenate([a.reshape(-1) for a in arrays])
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
-        np.save(cache / "pixels.npy", flat)
-        np.savez(cache / "index.npz", sizes=sizes, offsets=offsets, names=np.array(names))
+        np.save(cache / "pixels.npy", photos.pixels.numpy())
+        np.savez(cache / "index.npz", sizes=photos.sizes, offsets=photos.offsets, names=np.array(photos.names))
+    return photos
+
+
+def decode_photo(content: bytes, min_side: int) -> np.ndarray | None:
+    """Encoded image -> (H, W, 3) uint8; None if it cannot be read or its short side is below `min_side` pixels."""
+    try:
+        rgb = load_picture(content).rgb
+    except PqmimError:
+        return None  # one unreadable photo must not stop a training; `names` records what was used
+    return rgb if min(rgb.shape[:2]) >= min_side else None
+
+
+def decode_photos(files: Iterable[tuple[str, bytes]], *, min_side: int) -> PhotoStore:
+    """Decode all usable photos among (name, encoded bytes) pairs; there may be none."""
+    arrays: list[np.ndarray] = []
+    names: list[str] = []
+    for name, content in files:
+        rgb = decode_photo(content, min_side)
+        if rgb is not None:
+            arrays.append(rgb)
+            names.append(name)
+    sizes = np.array([a.shape[:2] for a in arrays], dtype=np.int64).reshape(-1, 2)
+    lengths = sizes.prod(axis=1) * 3
+    offsets = np.cumsum(lengths) - lengths
+    flat = np.concatenate([np.empty(0, np.uint8), *[a.reshape(-1) for a in arrays]])
     return PhotoStore(torch.from_numpy(flat), sizes, offsets, tuple(names))
 
 
@@ -127,8 +164,41 @@ def split_photos(photos: PhotoStore, num_validation: int) -> tuple[PhotoStore, P
     total = len(photos)
     if not 0 < num_validation < total:
         raise ConfigError(f"data.validation_photos must be between 1 and {total - 1} for {total} photos")
-    held_out = np.arange(num_validation) * total // num_validation
+    held_out = evenly_spread(num_validation, total)
     return photos.subset(np.setdiff1d(np.arange(total), held_out)), photos.subset(held_out)
+
+
+def evenly_spread(count: int, total: int) -> np.ndarray:
+    """Indices of `count` of `total` list entries, evenly spread: (count,) int64."""
+    return np.arange(count) * total // count
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How the samples of one batch are cut, whatever photos they come from.
+
+    Attributes:
+        photo, scale, top, left: (B,) float64 in [0, 1): which photo, and where in the range each is.
+        mirror: (B,) bool.
+    """
+
+    photo: np.ndarray
+    scale: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    mirror: np.ndarray
+
+    @classmethod
+    def draw(cls, seed: int, step: int, batch_size: int) -> Cuts:
+        """The cuts of a step, a pure function of the arguments."""
+        photo, scale, top, left, mirror = np.random.default_rng((seed, step)).random((5, batch_size))
+        return cls(photo, scale, top, left, mirror < 0.5)
+
+    def window(self, index: int, size: tuple[int, ...], crop: int, min_scale: float) -> tuple[int, int, int]:
+        """Top, left and side, pixels, of the square that sample `index` takes from a photo of this height and width."""
+        height, width = size
+        side = min(height, width, int(crop / (min_scale + (1 - min_scale) * self.scale[index])))
+        return int(self.top[index] * (height - side + 1)), int(self.left[index] * (width - side + 1)), side
 
 
 class CropSampler:
@@ -147,34 +217,72 @@ class CropSampler:
         self.seed = seed
         self.device = device
 
-    def batch(self, step: int, batch_size: int) -> Tensor:
-        """The batch of a step: (B, 3, crop, crop) float32 in [0, 1]."""
-        rng = np.random.default_rng((self.seed, step))
-        crops = [self._crop(rng) for _ in range(batch_size)]
-        return torch.cat(crops).contiguous(memory_format=torch.channels_last)
+    def batch(self, step: int, batch_size: int, part: slice = ALL) -> Tensor:
+        """See `Sampler`."""
+        cuts = Cuts.draw(self.seed, step, batch_size)
+        indices = range(batch_size)[part]
+        windows = []
+        for index in indices:
+            photo = self.photos.photo(int(cuts.photo[index] * len(self.photos)))
+            top, left, side = cuts.window(index, photo.shape[:2], self.crop, self.min_scale)
+            windows.append(photo[top : top + side, left : left + side])
+        return shrink(windows, cuts.mirror[part], self.crop, self.device)
 
-    def _crop(self, rng: np.random.Generator) -> Tensor:
-        """One crop, (1, 3, crop, crop)."""
-        photo = self.photos.photo(int(rng.integers(len(self.photos))))
-        height, width = photo.shape[:2]
-        side = min(height, width, int(self.crop / rng.uniform(self.min_scale, 1.0)))
-        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-        return _to_crop(photo[top : top + side, left : left + side], self.crop, rng.random() < 0.5, self.device)
+
+def shrink(windows: Sequence[Tensor], mirror: np.ndarray, crop: int, device: torch.device) -> Tensor:
+    """Windows of different sizes -> crops of one size, by an area filter, in one batch.
+
+    Args:
+        windows: (side, side, 3) uint8 each, side >= crop, on one device.
+        mirror: (B,) bool, which crops to turn into their mirror image.
+        device: where the filter runs and the crops end up.
+
+    Returns:
+        (B, 3, crop, crop) float32 in [0, 1], channels last.
+    """
+    sides = torch.tensor([len(window) for window in windows])
+    largest = int(sides.max())
+    stack = torch.zeros(len(windows), largest, largest, 3, dtype=torch.uint8, device=windows[0].device)
+    for room, window in zip(stack, windows, strict=True):
+        room[: len(window), : len(window)] = window
+    stack = stack.to(device)
+    taps, weights = _area_filter(sides, crop, largest, device)
+    rows = _filter_rows(stack.flatten(2), taps, weights).view(len(stack), crop, largest, 3)
+    turned = torch.from_numpy(mirror.copy()).to(device)[:, None, None]
+    taps, weights = (torch.where(turned, values.flip(1), values) for values in (taps, weights))
+    columns = _filter_rows(rows.transpose(1, 2).flatten(2), taps, weights / 255)
+    crops = columns.view(len(columns), crop, crop, 3)  # (B, x, y, color)
+    return crops.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _area_filter(sides: Tensor, crop: int, largest: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which samples of a line of `sides` samples make up each of `crop` samples, and their shares.
+
+    Returns:
+        Indices (B, crop, T) int64 and weights (B, crop, T) float32 that sum to 1; T covers the longest line.
+    """
+    ratio = sides.double()[:, None, None] / crop
+    begin = torch.arange(crop, dtype=torch.float64)[:, None] * ratio  # (B, crop, 1)
+    taps = begin.floor() + torch.arange(1 if largest == crop else -(-largest // crop) + 1)
+    overlap = torch.minimum(taps + 1, begin + ratio) - torch.maximum(taps, begin)
+    weights = (overlap.clamp_min(0) / ratio).float()
+    return taps.long().clamp_max(largest - 1).to(device), weights.to(device)
+
+
+def _filter_rows(x: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows: (B, rows, n), indices and weights (B, crop, T) -> (B, crop, n) float32."""
+    batch = torch.arange(len(x), device=x.device)[:, None]
+    total = x[batch, taps[..., 0]] * weights[..., :1]
+    for tap in range(1, taps.shape[2]):
+        total += x[batch, taps[..., tap]] * weights[..., tap, None]
+    return total
 
 
 def validation_crops(photos: PhotoStore, crop: int, device: torch.device) -> Tensor:
-    """The centre crop of every photo at full scale: (n, 3, crop, crop) float32 in [0, 1]."""
+    """The center crop of every photo at full scale: (n, 3, crop, crop) float32 in [0, 1]."""
     crops = []
     for index in range(len(photos)):
         photo = photos.photo(index)
         top, left = (photo.shape[0] - crop) // 2, (photo.shape[1] - crop) // 2
-        crops.append(_to_crop(photo[top : top + crop, left : left + crop], crop, False, device))
-    return torch.cat(crops)
-
-
-def _to_crop(pixels: Tensor, crop: int, mirror: bool, device: torch.device) -> Tensor:
-    """(side, side, 3) uint8 -> (1, 3, crop, crop) float32 in [0, 1], shrunk by area averaging."""
-    x = pixels.to(device).permute(2, 0, 1)[None].float() / 255
-    if x.shape[-1] != crop:
-        x = F.interpolate(x, size=(crop, crop), mode="area")
-    return x.flip(3) if mirror else x
+        crops.append(photo[top : top + crop, left : left + crop])
+    return torch.stack(crops).to(device).permute(0, 3, 1, 2).float() / 255

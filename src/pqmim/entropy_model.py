@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim.config import NUM_PRIORS, EntropyModelConfig
+from pqmim.config import NUM_LEVELS, EntropyModelConfig
 from pqmim.layers import (
     ACTIVATION_UNIT,
     INT8_MAX,
@@ -38,16 +38,15 @@ class EntropyModel(nn.Module):
     A known token enters as the values of its codeword, which lets codewords that are near each other share what is
     learned; its logits are inner products of a head output with one factor per codeword.
 
-    Each image has a *level*, the trade-off between rate and distortion in NUM_PRIORS steps: the logits start from the
-    static prior of that level, and the network is told it. A file says its level in one byte, which costs far less than
-    finding it out from the first tokens.
+    Each image has a *level*, one of NUM_LEVELS trade-offs between rate and distortion, which says what codebooks its
+    tokens are from: the logits start from the static prior of that level, and the network is told it.
 
     Args:
         config: sizes.
         num_subquantizers, num_codewords, num_kept: M, K and D' of the tokenizer.
 
     Attributes:
-        token_values: (K, D') float32, codeword values on the activation grid, a constant of the tokenizer.
+        token_values: (L, K, D') float32, codeword values on the activation grid, a constant of the tokenizer.
         schedule: the steps that files are coded in.
     """
 
@@ -61,8 +60,8 @@ class EntropyModel(nn.Module):
         self.runs = runs
         self.schedule = Schedule(num_subquantizers, config.group_steps)
         self.num_subquantizers, self.num_codewords = num_subquantizers, num_codewords
-        self.register_buffer("token_values", torch.zeros(num_codewords, num_kept))
-        self.embed = QuantizableLinear(num_kept + num_subquantizers + NUM_PRIORS, config.width)
+        self.register_buffer("token_values", torch.zeros(NUM_LEVELS, num_codewords, num_kept))
+        self.embed = QuantizableLinear(num_kept + num_subquantizers + NUM_LEVELS, config.width)
         self.layers = nn.ModuleList(
             TransformerLayer(
                 config.width,
@@ -75,8 +74,8 @@ class EntropyModel(nn.Module):
             for index in range(config.num_layers)
         )
         self.head = QuantizableLinear(config.width, num_subquantizers * config.token_rank)
-        self.token_factors = nn.Parameter(torch.zeros(num_subquantizers, num_codewords, config.token_rank))
-        self.token_bias = nn.Parameter(torch.zeros(NUM_PRIORS, num_subquantizers, num_codewords))
+        self.token_factors = nn.Parameter(torch.zeros(NUM_LEVELS, num_subquantizers, num_codewords, config.token_rank))
+        self.token_bias = nn.Parameter(torch.zeros(NUM_LEVELS, num_subquantizers, num_codewords))
 
     @classmethod
     def for_quantizer(cls, config: EntropyModelConfig, quantizer: ProductQuantizer) -> EntropyModel:
@@ -85,23 +84,22 @@ class EntropyModel(nn.Module):
         model = cls(config, quantizer.num_subquantizers, quantizer.num_codewords, num_kept, quantizer.runs())
         with torch.no_grad():
             priors = quantizer.prior_logits.log_softmax(2)  # (L, M, K)
-            usage = priors.exp().mean(0)  # over the trade-offs
             model.token_bias.copy_(priors)
             model.token_factors.normal_(std=0.3)
             for m, run in enumerate(quantizer.runs()):
-                codewords = quantizer.codebook[:, run]
-                centered = codewords - quantizer.default[quantizer.order[run]]
-                deviation = (usage[m] @ centered.square()).sqrt().clamp_min(1e-6)
+                centered = quantizer.codebook[:, :, run] - quantizer.default[quantizer.order[run]]  # (L, K, d)
+                # The finest level knows the channels' spread best; one unit for all levels lets them share what is
+                # learned.
+                deviation = (priors[0, m].exp() @ centered[0].square()).sqrt().clamp_min(1e-6)
                 grid = (centered / deviation * (INT8_MAX / VALUE_DEVIATIONS)).round().clamp(-INT8_MAX, INT8_MAX)
-                model.token_values[:, run] = grid * ACTIVATION_UNIT
-                # Start where a few numbers say much: how each static prior differs from their mean and the distance
-                # from the mean (the local activity), the values themselves (the local mean).
+                model.token_values[:, :, run] = grid * ACTIVATION_UNIT
+                # Start where a few numbers say much: the distance from the mean (the local activity), the values
+                # themselves (the local mean) and their squares.
                 value = (centered / deviation).clamp(-4, 4)
-                distance = value.square().mean(1, keepdim=True)
-                shapes = (priors[:, m] - priors[:, m].mean(0)).t().clamp(-4, 4)
-                start = torch.cat([shapes, distance.sqrt(), distance.clamp(max=4), value], dim=1)
-                start = start[:, : config.token_rank]
-                model.token_factors[m, :, : start.shape[1]] = start
+                distance = value.square().mean(2, keepdim=True)
+                start = torch.cat([distance.sqrt(), distance.clamp(max=4), value, value.square().clamp(max=4)], dim=2)
+                start = start[..., : config.token_rank]
+                model.token_factors[:, m, :, : start.shape[2]] = start
             nn.init.zeros_(model.head.bias)
             model.head.weight.mul_(0.02)
         return model
@@ -112,14 +110,18 @@ class EntropyModel(nn.Module):
         Args:
             tokens: (B, M, h, w) int64; ignored where unknown.
             known: (B, M, h, w) bool.
-            level: (B,) int64 in [0, NUM_PRIORS).
+            level: (B,) int64 in [0, NUM_LEVELS).
 
         Returns:
             (B, h, w, D' + M + L) float32: codeword values (0 if unknown), one known-flag per sub-quantizer, the level
             as one of L flags.
         """
-        levels = F.one_hot(level, NUM_PRIORS).float()[:, None, None].expand(-1, *tokens.shape[2:], -1)
-        parts = [self.token_values[:, run][tokens[:, m]] * known[:, m, :, :, None] for m, run in enumerate(self.runs)]
+        levels = F.one_hot(level, NUM_LEVELS).float()[:, None, None].expand(-1, *tokens.shape[2:], -1)
+        which = level[:, None, None]
+        parts = [
+            self.token_values[:, :, run][which, tokens[:, m]] * known[:, m, :, :, None]
+            for m, run in enumerate(self.runs)
+        ]
         return torch.cat([*parts, known.permute(0, 2, 3, 1).float(), levels], dim=-1)
 
     def hidden(self, features: Tensor, *, simulate: bool = False) -> Tensor:
@@ -147,20 +149,24 @@ class EntropyModel(nn.Module):
         """
         rank = self.config.token_rank
         rows = slice(first * rank, last * rank)
-        factors = self.token_factors[first:last]  # (m, K, R)
+        factors = self.token_factors[:, first:last]  # (L, m, K, R)
         if simulate:
             integers, unit = quantize_weight(self.head.weight[rows])
             head = hidden @ integers.t() * unit[:, 0] + self.head.bias[rows]
-            factor_integers, factor_unit = quantize_weight(factors.flatten(1))
+            factor_integers, factor_unit = quantize_weight(factors.flatten(2).flatten(0, 1))
             factors = factor_integers.view_as(factors)
         else:
             head = hidden @ self.head.weight[rows].t() + self.head.bias[rows]
         head = fake_quantize(head.float(), ACTIVATION_UNIT, simulate=simulate)
         head = head.view(-1, last - first, rank).transpose(0, 1)  # (m, n, R)
-        products = torch.bmm(head, factors.transpose(1, 2)).float()
-        if simulate:
-            products = products * factor_unit[:, :, None]
-        logits = products.transpose(0, 1) + self.token_bias[:, first:last][level]
+        products = head.new_zeros(head.shape[1], last - first, self.num_codewords)
+        for index in level.unique().tolist():
+            of_level = level == index
+            product = torch.bmm(head[:, of_level], factors[index].transpose(1, 2)).float()
+            if simulate:
+                product = product * factor_unit.view(NUM_LEVELS, -1)[index, :, None, None]
+            products[of_level] = product.transpose(0, 1)
+        logits = products + self.token_bias[:, first:last][level]
         if simulate:
             logits = round_through(logits * (1 / LOGIT_UNIT)) * LOGIT_UNIT
         return logits

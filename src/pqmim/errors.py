@@ -14,6 +14,7 @@
     ├── ModelError                model not found, or its weights file is not usable
     ├── ConfigError               bad setting or YAML
     ├── LimitError                more pixels than allowed
+    ├── TargetError               no file as small as asked for is possible
     ├── OutputError               output exists already or cannot be written
     └── MissingExtraError         an optional package is not installed
 
@@ -68,6 +69,10 @@ class ConfigError(PqmimError):
 
 class LimitError(PqmimError):
     """An image has more pixels than allowed."""
+
+
+class TargetError(PqmimError):
+    """No file is as small as the one asked for."""
 
 
 class OutputError(PqmimError):

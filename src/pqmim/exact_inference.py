@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pqmim.config import MAX_INNER, EntropyModelConfig
+from pqmim.config import MAX_INNER, NUM_LEVELS, EntropyModelConfig
 from pqmim.entropy_model import EntropyModel
 from pqmim.errors import ConfigError, ModelError
 from pqmim.layers import (
@@ -68,6 +68,8 @@ CHUNK_ROWS = 512
 """Positions and"""
 CHUNK_WINDOWS = 8
 """windows worked on at a time: what lies between two products then fits the cache, and memory is bounded."""
+LOGIT_MAX = float(1 << 23)
+"""Largest magnitude of a sharpened logit, in LOGIT_UNIT: their differences stay exact in float32."""
 SCALE_MAX = 1 << 30
 """Largest scale; products with it are far from overflow."""
 
@@ -254,7 +256,7 @@ class ExactEntropyModel:
         self._tensors = tensors
         _check_bounds(tensors)
         self.num_subquantizers = len(runs)
-        self.num_codewords = tensors["token_values"].shape[0]
+        self.num_codewords = tensors["token_values"].shape[1]
         self.num_levels = tensors["token_bias"].shape[0]
         self.schedule = Schedule(self.num_subquantizers, config.group_steps)
         self.token_values = self._get("token_values", torch.int8)
@@ -306,7 +308,7 @@ class ExactEntropyModel:
 
     def start(self, height: int, width: int, level: int) -> ExactState:
         """State of a grid of which nothing is known but its level."""
-        flag = self.embed_weight[:, self.token_values.shape[1] + self.num_subquantizers + level].float()
+        flag = self.embed_weight[:, self.token_values.shape[2] + self.num_subquantizers + level].float()
         embedded = (self.embed_bias + flag * round(1 / ACTIVATION_UNIT)).repeat(height * width, 1)
         return ExactState(height, width, level, embedded)
 
@@ -320,11 +322,28 @@ class ExactEntropyModel:
             tokens: (n, last - first) int64 in [0, K).
         """
         columns = slice(self.runs[first].start, self.runs[last - 1].stop)
-        values = [self.token_values[:, self.runs[m]][tokens[:, m - first]] for m in range(first, last)]
-        num_kept = self.token_values.shape[1]
+        values = [self.token_values[state.level][:, self.runs[m]][tokens[:, m - first]] for m in range(first, last)]
+        num_kept = self.token_values.shape[2]
         flags = self.embed_weight[:, num_kept + first : num_kept + last].float().sum(1) * round(1 / ACTIVATION_UNIT)
         weight = IntegerMatrix(self.embed_weight[:, columns], self.kernel)
         state.embedded[positions] += weight(torch.cat(values, dim=1)).add_(flags)
+
+    def reveal_grid(self, state: ExactState, tokens: Tensor, known: Tensor) -> None:
+        """Make any set of tokens known.
+
+        Args:
+            tokens: (M, h * w) int64.
+            known: (M, h * w) bool.
+        """
+        first = 0
+        while first < self.num_subquantizers:
+            last = first + 1
+            while last < self.num_subquantizers and torch.equal(known[last], known[first]):
+                last += 1
+            positions = known[first].nonzero()[:, 0]
+            if len(positions):
+                self.reveal(state, positions, first, last, tokens[first:last, positions].t())
+            first = last
 
     @_without_autocast
     def hidden(self, state: ExactState, positions: Tensor) -> Tensor:
@@ -385,24 +404,31 @@ class ExactEntropyModel:
         return partition.join(torch.cat(outputs)).reshape(-1, width)
 
     @_without_autocast
-    def frequencies(self, hidden: Tensor, level: int, group: int) -> Tensor:
-        """Range-coder frequencies of a group of sub-quantizers.
+    def head(self, hidden: Tensor, group: int) -> Tensor:
+        """Inputs of `frequencies` for a group of sub-quantizers: (n, C) int8 from `hidden` -> (m, n, R) int8."""
+        first, last = self.schedule.group_bounds(group)
+        return self.heads[group].to_int8(hidden).view(-1, last - first, self.config.token_rank).transpose(0, 1)
+
+    @_without_autocast
+    def frequencies(self, head: Tensor, level: int, first: int, *, sharpness: float = 1.0) -> Tensor:
+        """Range-coder frequencies of the sub-quantizers from `first` on.
 
         Args:
-            hidden: (n, C) int8 from `hidden`.
+            head: (m, n, R) int8, those sub-quantizers' part of `head`.
             level: of the image.
+            sharpness: the logits are multiplied by it (the inverse of a sampling temperature). Files are coded at 1.
 
         Returns:
-            (n, m, K) int32, each row >= 1 and summing to 2^16.
+            (m, n, K) int32, each row >= 1 and summing to 2^16.
         """
-        first, last = self.schedule.group_bounds(group)
-        rank, count = self.config.token_rank, last - first
-        head = self.heads[group].to_int8(hidden).view(-1, count, rank).transpose(0, 1)  # (m, n, R)
+        block = slice(first, first + len(head))
         dtype = torch.float64 if self.kernel == "float64" else torch.float32
-        products = torch.bmm(head.to(dtype), self.factors[first:last].transpose(1, 2).to(dtype)).float()
-        logits = products.mul_(self.factor_scale[first:last, None, None]).round_()
-        logits.add_(self.token_bias[level, first:last, None])
-        return frequencies_of_logits(logits, self.logit_table).transpose(0, 1)
+        products = torch.bmm(head.to(dtype), self.factors[level, block].transpose(1, 2).to(dtype)).float()
+        logits = products.mul_(self.factor_scale[level, block, None, None]).round_()
+        logits.add_(self.token_bias[level, block, None])
+        if sharpness != 1.0:
+            logits.mul_(float(np.float32(sharpness))).round_().clamp_(-LOGIT_MAX, LOGIT_MAX)
+        return frequencies_of_logits(logits, self.logit_table)
 
     def positions(self, state: ExactState, step: Step) -> Tensor:
         """Positions of a step: (n,) int64 into the flattened grid, raster order; n may be 0."""
@@ -514,9 +540,9 @@ def export(model: EntropyModel) -> dict[str, Tensor]:
             add_linear(prefix + "feed_forward.expand", layer.feed_forward.expand, unit)
             add_linear(prefix + "feed_forward.project", layer.feed_forward.project, RESIDUAL_UNIT)
         add_linear("head", model.head, unit)
-        factors, factor_unit = quantize_weight(model.token_factors.float().flatten(1))
+        factors, factor_unit = quantize_weight(model.token_factors.float().flatten(2).flatten(0, 1))
         tensors["token_factors.weight"] = factors.view_as(model.token_factors).to(torch.int8)
-        tensors["token_factors.scale"] = factor_unit[:, 0] * unit / LOGIT_UNIT
+        tensors["token_factors.scale"] = (factor_unit[:, 0] * unit / LOGIT_UNIT).view(NUM_LEVELS, -1)
         tensors["token_bias"] = (model.token_bias / LOGIT_UNIT).round().clamp(-(1 << 20), 1 << 20).to(torch.int32)
         tensors["score_table"] = _exponential_table(ATTENTION_ONE, SCORE_UNIT)
         tensors["logit_table"] = _exponential_table(EXPONENTIAL_ONE, LOGIT_UNIT)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from pqmim.errors import DamagedFileError, ImageError, LimitError
 
@@ -88,13 +89,24 @@ def to_pillow(picture: Picture) -> Image.Image:
     return Image.fromarray(np.dstack((picture.rgb, picture.alpha)))
 
 
-def save_png(image: Image.Image, file: str | os.PathLike[str] | BinaryIO) -> None:
+def resize_picture(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Scale (H, W, 3) uint8 to (height, width, 3), smoothly in both directions."""
+    return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def save_png(image: Image.Image, file: str | os.PathLike[str] | BinaryIO, *, comment: str = "") -> None:
     """Write an image as PNG.
+
+    Args:
+        comment: kept in a text chunk, keyword "Comment", if not empty.
 
     Raises:
         OSError: the file cannot be written.
     """
-    image.save(file, format="PNG")
+    text = PngInfo()
+    if comment:
+        text.add_text("Comment", comment)
+    image.save(file, format="PNG", pnginfo=text)
 
 
 def encode_alpha(alpha: NDArray[np.uint8]) -> bytes:

@@ -9,6 +9,10 @@ quantization gains most over scalar quantization. Quantization is *entropy-const
 
 where w (squared latent units per bit) sets the rate (Chou, Lookabaugh and Gray 1989, "Entropy-constrained vector
 quantization"; Jegou, Douze and Schmid 2011, "Product quantization for nearest neighbor search").
+
+w may have any value, but codewords that are right for one w are too dense or too sparse for another. So there is a set
+of codebooks for each of a few *levels*, trade-offs spread over the range of rates; an image is quantized with those of
+the level nearest to its w.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pqmim.config import NUM_PRIORS
+from pqmim.config import NUM_LEVELS
 
 LOG2 = math.log(2.0)
 
@@ -62,20 +66,20 @@ class FactorizedDensity(nn.Module):
 
 
 class ProductQuantizer(nn.Module):
-    """M codebooks of K codewords over runs of ordered latent channels.
+    """At each of L levels M codebooks of K codewords over runs of ordered latent channels.
 
     Attributes:
         order: (D',) int64, latent channel of each codebook column, D' <= D kept channels, most costly first.
         boundaries: M + 1 column indices; run m is columns boundaries[m] to boundaries[m + 1].
-        codebook: (K, D') float32, codeword k of sub-quantizer m is `codebook[k, run m]`.
+        codebook: (L, K, D') float32, codeword k of sub-quantizer m at level l is `codebook[l, k, run m]`.
         default: (D,) float32, latent mean per channel: what a dropped channel or a token not sent decodes to.
-        prior_logits: (L, M, K) float32, static log-probabilities of the tokens (natural, unnormalized) at L trade-offs.
-        prior_log_w: (L,) float32, ascending, natural logarithm of w at those trade-offs.
+        prior_logits: (L, M, K) float32, static log-probabilities of the tokens (natural, unnormalized).
+        level_log_w: (L,) float32, ascending, natural logarithm of the w that each level was made for.
     """
 
     order: Tensor
     boundaries_tensor: Tensor
-    prior_log_w: Tensor
+    level_log_w: Tensor
 
     def __init__(self, num_channels: int, num_kept: int, num_subquantizers: int, num_codewords: int) -> None:
         super().__init__()
@@ -85,10 +89,10 @@ class ProductQuantizer(nn.Module):
         self.register_buffer("order", torch.arange(num_kept))
         boundaries = torch.linspace(0, num_kept, num_subquantizers + 1).round().long()
         self.register_buffer("boundaries_tensor", boundaries)
-        self.codebook = nn.Parameter(torch.zeros(num_codewords, num_kept))
+        self.codebook = nn.Parameter(torch.zeros(NUM_LEVELS, num_codewords, num_kept))
         self.default = nn.Parameter(torch.zeros(num_channels))
-        self.prior_logits = nn.Parameter(torch.zeros(NUM_PRIORS, num_subquantizers, num_codewords))
-        self.register_buffer("prior_log_w", torch.arange(NUM_PRIORS, dtype=torch.float32))
+        self.prior_logits = nn.Parameter(torch.zeros(NUM_LEVELS, num_subquantizers, num_codewords))
+        self.register_buffer("level_log_w", torch.arange(NUM_LEVELS, dtype=torch.float32))
 
     @property
     def boundaries(self) -> list[int]:
@@ -100,53 +104,42 @@ class ProductQuantizer(nn.Module):
         b = self.boundaries
         return [slice(b[m], b[m + 1]) for m in range(self.num_subquantizers)]
 
-    def prior_bits(self, w: Tensor | float) -> Tensor:
-        """Bits of each token under the static prior at a trade-off, interpolated between the priors kept.
-
-        Args:
-            w: (B,) or a number, squared latent units per bit, > 0.
-
-        Returns:
-            (B, M, K) float32; B is 1 for a number.
-        """
-        log_w = torch.as_tensor(w, dtype=torch.float32, device=self.prior_log_w.device).reshape(-1).log()
-        grid = self.prior_log_w
-        upper = torch.searchsorted(grid, log_w).clamp(1, len(grid) - 1)
-        share = ((log_w - grid[upper - 1]) / (grid[upper] - grid[upper - 1])).clamp(0, 1)[:, None, None]
-        bits = -torch.log_softmax(self.prior_logits, dim=2) / LOG2
-        return torch.lerp(bits[upper - 1], bits[upper], share)
+    def prior_bits(self) -> Tensor:
+        """Bits of each token under the static priors: (L, M, K) float32."""
+        return -torch.log_softmax(self.prior_logits, dim=2) / LOG2
 
     def level(self, w: Tensor | float) -> Tensor:
-        """Index of the static prior nearest to a trade-off: (B,) or a number -> (B,) or () int64."""
-        log_w = torch.as_tensor(w, dtype=torch.float32, device=self.prior_log_w.device).log()
-        return (log_w[..., None] - self.prior_log_w).abs().argmin(-1)
+        """Level nearest to a trade-off: (B,) or a number, squared latent units per bit -> (B,) or () int64."""
+        log_w = torch.as_tensor(w, dtype=torch.float32, device=self.level_log_w.device).log()
+        return (log_w[..., None] - self.level_log_w).abs().argmin(-1)
 
     def columns(self, z: Tensor) -> Tensor:
-        """Latent (B, D, h, w) -> its kept channels in order, positions last but one: (B * h * w, D')."""
-        return z[:, self.order].permute(0, 2, 3, 1).reshape(-1, len(self.order))
+        """Latent (B, D, h, w) -> its kept channels in order, (B, h * w, D')."""
+        return z[:, self.order].flatten(2).transpose(1, 2)
 
-    def squared_distances(self, columns: Tensor, m: int) -> Tensor:
+    def squared_distances(self, columns: Tensor, m: int, level: Tensor) -> Tensor:
         """Squared distance to every codeword of sub-quantizer m.
 
         Args:
-            columns: (n, D') float32 from `columns`.
+            columns: (B, n, D') float32 from `columns`.
+            level: (B,) int64.
 
         Returns:
-            (n, K) float32, squared latent units.
+            (B, n, K) float32, squared latent units.
         """
         run = self.runs()[m]
-        values, codewords = columns[:, run], self.codebook[:, run]
-        return torch.addmm(
-            (values.square().sum(1, keepdim=True) + codewords.square().sum(1)), values, codewords.t(), alpha=-2
-        )
+        values, codewords = columns[..., run], self.codebook[level][..., run]
+        squares = values.square().sum(2, keepdim=True) + codewords.square().sum(2)[:, None]
+        return torch.baddbmm(squares, values, codewords.transpose(1, 2), alpha=-2)
 
     @torch.no_grad()
-    def assign(self, z: Tensor, w: Tensor | float) -> Tensor:
+    def assign(self, z: Tensor, w: Tensor | float, level: Tensor | None = None) -> Tensor:
         """Entropy-constrained tokens of a latent under the static prior.
 
         Args:
             z: (B, D, h, w) float32.
             w: squared latent units per bit, > 0; a number or one per sample (B,).
+            level: (B,) int64; None = `level(w)`.
 
         Returns:
             (B, M, h, w) int64.
@@ -154,32 +147,39 @@ class ProductQuantizer(nn.Module):
         batch, _, height, width = z.shape
         columns = self.columns(z)
         weight = torch.as_tensor(w, dtype=torch.float32, device=z.device).expand(batch)
-        penalty = weight[:, None, None] * self.prior_bits(weight)  # (B, M, K)
+        level = self.level(weight) if level is None else level
+        penalty = weight[:, None, None] * self.prior_bits()[level]  # (B, M, K)
         tokens = [
-            self.squared_distances(columns, m).view(batch, height * width, -1).add_(penalty[:, m, None]).argmin(dim=2)
+            self.squared_distances(columns, m, level).add_(penalty[:, m, None]).argmin(dim=2)
             for m in range(self.num_subquantizers)
         ]
         return torch.stack(tokens, dim=1).view(batch, -1, height, width)
 
-    def dequantize(self, tokens: Tensor, known: Tensor | None = None) -> Tensor:
+    def dequantize(self, tokens: Tensor, level: Tensor, known: Tensor | None = None) -> Tensor:
         """Tokens -> quantized latent.
 
         Args:
             tokens: (B, M, h, w) int64 in [0, K).
+            level: (B,) int64.
             known: (B, M, h, w) or broadcastable bool; where False the token is ignored and the mean is used.
 
         Returns:
             (B, D, h, w) float32; differentiable in the codewords and the means.
         """
-        batch, _, height, width = tokens.shape
-        z = self.default[None, :, None, None].expand(batch, -1, height, width)
+        which = level[:, None, None]
         parts = []
         for m, run in enumerate(self.runs()):
-            part = self.codebook[:, run][tokens[:, m]].permute(0, 3, 1, 2)
+            part = self.codebook[:, :, run][which, tokens[:, m]].permute(0, 3, 1, 2)
             if known is not None:
                 part = torch.where(known[:, m : m + 1], part, self.default[self.order[run]][None, :, None, None])
             parts.append(part)
-        return z.index_copy(1, self.order, torch.cat(parts, dim=1))
+        return self.scatter_columns(torch.cat(parts, dim=1))
+
+    def scatter_columns(self, values: Tensor) -> Tensor:
+        """Codebook columns (B, D', h, w) -> latent (B, D, h, w), dropped channels at their mean."""
+        batch, _, height, width = values.shape
+        z = self.default[None, :, None, None].expand(batch, -1, height, width)
+        return z.index_copy(1, self.order, values)
 
 
 def order_channels(bits: Tensor, num_subquantizers: int, min_rate: float) -> tuple[Tensor, list[int]]:
@@ -264,20 +264,3 @@ def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
         return torch.empty(0, dtype=torch.int64)
     population = min(len(chances), 1 << 20)  # multinomial has a limit
     return torch.multinomial(chances[:population], min(count, population), generator=generator)
-
-
-def fit_priors(quantizer: ProductQuantizer, z: Tensor, iterations: int) -> None:
-    """Fit the static priors to latents: at each trade-off in `prior_log_w`, assignment and counts in turn.
-
-    Args:
-        quantizer: with its codewords; `prior_logits[0]` as starting point for the finest trade-off.
-        z: (1, D, n, 1) float32 latents.
-    """
-    for level, log_w in enumerate(quantizer.prior_log_w):
-        if level > 0:  # each starts from the next finer one: from above, cheap tokens attract more and more
-            quantizer.prior_logits.data[level] = quantizer.prior_logits.data[level - 1]
-        for _ in range(iterations):
-            tokens = quantizer.assign(z, math.exp(float(log_w)))
-            for m in range(quantizer.num_subquantizers):
-                usage = torch.bincount(tokens[0, m].flatten(), minlength=quantizer.num_codewords).float() + 0.05
-                quantizer.prior_logits.data[level, m] = (usage / usage.sum()).log()

@@ -6,22 +6,46 @@ the loop, with the very frequencies that will code them; the decoder takes what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim.exact_inference import ExactEntropyModel
 from pqmim.quantizer import ProductQuantizer
-from pqmim.range_coding import PRECISION, TokenCoder
-from pqmim.schedule import Step
+from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
 
-CHUNK_POSITIONS = 2048
-"""Positions whose frequencies are in memory at a time; bounds memory for large images."""
+CHUNK_TOKENS = 1 << 15
+"""Tokens whose frequencies are in memory at a time; bounds memory for large images."""
 
-TokenChoice = Callable[[Step, Tensor, Tensor], Tensor]
-"""(step, positions (n,), frequencies (n, m, K)) -> tokens (n, m) int64."""
+TokenChoice = Callable[[int, Tensor, Tensor], Tensor]
+"""(first sub-quantizer, positions (n,), frequencies (m, n, K)) -> tokens (m, n) int64."""
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Tokens of an image, as far as they are known.
+
+    Attributes:
+        tokens: (M, h, w) int64; 0 where unknown.
+        known: (M, h, w) bool.
+    """
+
+    tokens: Tensor
+    known: Tensor
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all tokens are known."""
+        return bool(self.known.all())
+
+    @property
+    def known_share(self) -> float:
+        """Share of the tokens that are known, 0 to 1."""
+        return float(self.known.double().mean())
 
 
 def code_tokens(
@@ -31,41 +55,66 @@ def code_tokens(
     width: int,
     level: int,
     choose: TokenChoice | None = None,
-) -> Tensor:
+    *,
+    after_step: Callable[[TokenGrid], None] | None = None,
+) -> TokenGrid:
     """Code a token grid, step by step.
 
     Tokens of one step are coded independently given all earlier steps, so encoder and decoder see the same context.
+    Within a step the leading sub-quantizer comes first, over all positions.
 
     Args:
-        coder: writes or reads.
+        coder: writes or reads; coding ends where it takes or gives fewer tokens than it was asked for.
         height, width: of the token grid, positions.
         level: of the image, see `EntropyModel`.
         choose: what the writer sends; None when reading.
+        after_step: called with the grid as it then is; the tensors change later.
 
     Returns:
-        (M, h, w) int64, the tokens written or read.
+        The tokens written or read.
 
     Raises:
         DamagedFileError: the reader finds impossible data.
     """
     state = entropy_model.start(height, width, level)
-    grid = torch.zeros(entropy_model.num_subquantizers, height * width, dtype=torch.int64, device=entropy_model.device)
+    shape = (entropy_model.num_subquantizers, height * width)
+    tokens = torch.zeros(shape, dtype=torch.int64, device=entropy_model.device)
+    known = torch.zeros(shape, dtype=torch.bool, device=entropy_model.device)
+    grid = TokenGrid(tokens.view(-1, height, width), known.view(-1, height, width))
     for step in entropy_model.schedule.steps:
         positions = entropy_model.positions(state, step)
-        hidden = entropy_model.hidden(state, positions)
-        for start in range(0, len(positions), CHUNK_POSITIONS):
-            chunk = slice(start, start + CHUNK_POSITIONS)
-            frequencies = entropy_model.frequencies(hidden[chunk], level, step.group)
-            chosen = None if choose is None else choose(step, positions[chunk], frequencies)
-            rows = frequencies.reshape(-1, entropy_model.num_codewords).cpu().numpy()
-            coded = coder.code(rows, None if chosen is None else chosen.reshape(-1).cpu().numpy())
-            grid[step.first : step.last, positions[chunk]] = (
-                torch.from_numpy(coded).to(grid.device).view(-1, step.last - step.first).t()
-            )
+        head = entropy_model.head(entropy_model.hidden(state, positions), step.group)
+        for rows, columns in _blocks(step.last - step.first, len(positions)):
+            first, here = step.first + rows.start, positions[columns]
+            frequencies = entropy_model.frequencies(head[rows, columns], level, first)
+            chosen = None if choose is None else choose(first, here, frequencies).reshape(-1).cpu().numpy()
+            coded = coder.code(frequencies.flatten(0, 1).cpu().numpy(), chosen)
+            number, expected = len(coded), (rows.stop - rows.start) * len(here)
+            block = torch.zeros(expected, dtype=torch.int64)
+            block[:number] = torch.from_numpy(coded)
+            tokens[first : step.first + rows.stop, here] = block.view(-1, len(here)).to(tokens.device)
+            is_known = torch.arange(expected, device=known.device) < number
+            known[first : step.first + rows.stop, here] = is_known.view(-1, len(here))
+            if number < expected:
+                if after_step is not None:
+                    after_step(grid)
+                return grid
         if len(positions):
-            tokens = grid[step.first : step.last, positions].t()
-            entropy_model.reveal(state, positions, step.first, step.last, tokens)
-    return grid.view(-1, height, width)
+            step_tokens = tokens[step.first : step.last, positions].t()
+            entropy_model.reveal(state, positions, step.first, step.last, step_tokens)
+            if after_step is not None:
+                after_step(grid)
+    return grid
+
+
+def _blocks(num_subquantizers: int, num_positions: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a step into blocks of at most CHUNK_TOKENS tokens, in coding order."""
+    rows = max(1, CHUNK_TOKENS // max(1, num_positions))
+    columns = CHUNK_TOKENS if rows == 1 else max(1, num_positions)
+    for first in range(0, num_subquantizers, rows):
+        for start in range(0, num_positions, columns):
+            stop = min(start + columns, num_positions)
+            yield slice(first, min(first + rows, num_subquantizers)), slice(start, stop)
 
 
 class RateDistortionChoice:
@@ -74,23 +123,25 @@ class RateDistortionChoice:
     Args:
         quantizer: codebooks.
         z: (1, D, h, w) float32 latent.
-        w: squared latent units per bit; 0 is the nearest codeword.
+        w: squared latent units per bit, a number or one per position (h * w,); 0 is the nearest codeword.
+        level: whose codebooks.
     """
 
-    def __init__(self, quantizer: ProductQuantizer, z: Tensor, w: float) -> None:
+    def __init__(self, quantizer: ProductQuantizer, z: Tensor, w: float | Tensor, level: int) -> None:
         self.quantizer = quantizer
-        self.columns = quantizer.columns(z)  # (h * w, D')
-        self.w = w
+        self.columns = quantizer.columns(z)  # (1, h * w, D')
+        self.w = torch.as_tensor(w, dtype=torch.float32, device=z.device).expand(self.columns.shape[1])
+        self.level = torch.tensor([level], device=z.device)
         self.bits_of_frequency = bits_table(z.device)
 
-    def __call__(self, step: Step, positions: Tensor, frequencies: Tensor) -> Tensor:
+    def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
         """See `TokenChoice`."""
-        columns = self.columns[positions]
+        columns, w = self.columns[:, positions], self.w[positions, None]
         tokens = []
-        for m in range(step.first, step.last):
-            bits = self.bits_of_frequency[frequencies[:, m - step.first]]
-            tokens.append((self.quantizer.squared_distances(columns, m) + self.w * bits).argmin(dim=1))
-        return torch.stack(tokens, dim=1)
+        for m, row in enumerate(frequencies, start=first):
+            costs = self.quantizer.squared_distances(columns, m, self.level)[0]
+            tokens.append(costs.add_(self.bits_of_frequency[row].mul_(w)).argmin(dim=1))
+        return torch.stack(tokens)
 
 
 class GivenTokens:
@@ -103,9 +154,28 @@ class GivenTokens:
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens.flatten(1)
 
-    def __call__(self, step: Step, positions: Tensor, frequencies: Tensor) -> Tensor:
+    def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
         """See `TokenChoice`."""
-        return self.tokens[step.first : step.last, positions].t()
+        return self.tokens[first : first + len(frequencies), positions]
+
+
+class LimitedWriter:
+    """Writes no more than a number of tokens; a `TokenCoder`.
+
+    Args:
+        writer: takes them.
+        num_tokens: how many.
+    """
+
+    def __init__(self, writer: TokenWriter, num_tokens: int) -> None:
+        self._writer = writer
+        self._room = num_tokens
+
+    def code(self, frequencies: IntArray, tokens: IntArray | None = None) -> NDArray[np.int64]:
+        """Write the first of n tokens for which there is room, see `TokenCoder.code`."""
+        count = min(self._room, len(frequencies))
+        self._room -= count
+        return self._writer.code(frequencies[:count], None if tokens is None else tokens[:count])
 
 
 def bits_table(device: torch.device) -> Tensor:

@@ -39,6 +39,6 @@ class Tokenizer(nn.Module):
         """
         return self.quantizer.assign(self.analysis(x), w)
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, M, h, w) -> reconstruction (B, 3, 16 h, 16 w) float32, not clamped."""
-        return self.synthesis(self.quantizer.dequantize(tokens))  # type: ignore[no-any-return]
+    def decode(self, tokens: Tensor, level: Tensor) -> Tensor:
+        """Tokens (B, M, h, w) of levels (B,) -> reconstruction (B, 3, 16 h, 16 w) float32, not clamped."""
+        return self.synthesis(self.quantizer.dequantize(tokens, level))  # type: ignore[no-any-return]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from pqmim.checkpoints import MODEL_FILE, load_tokenizer, save_model
 from pqmim.config import EntropyTraining
-from pqmim.data import CropSampler, load_photos, split_photos, validation_crops
+from pqmim.data import STAGE_STEPS
 from pqmim.entropy_model import EntropyModel, step_masks
 from pqmim.schedule import quincunx_steps
 from pqmim.tokenizer import Tokenizer
 from pqmim.train_tokenizer import w_of_lambda
-from pqmim.training_run import TrainingRun, fit
+from pqmim.training_run import Draws, TrainingRun, fit, open_photos
 
 RANDOM_MASK_SHARE = 0.15
 """Share of the batches that hide random tokens instead of a step of the schedule."""
@@ -29,23 +29,34 @@ FLOAT_MODEL = "entropy_model_float.pt"
 """Trainable weights, kept beside the model file for the ablation of exact against float arithmetic."""
 
 
-def draw_masks(model: EntropyModel, count: int, quincunx: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:
+def draw_masks(
+    model: EntropyModel, count: int, quincunx: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, int]:
     """Draw what a batch knows and what it must predict.
+
+    Args:
+        count: B.
+        quincunx: (h, w) int64, step of each position, on the CPU.
+        generator: on the CPU.
 
     Returns:
         known (B, M, h, w) bool; predicted positions (B, h, w) bool; the group of sub-quantizers predicted there.
     """
-    group = int(torch.randint(model.schedule.num_groups, ()))
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    group = int(uniform() * model.schedule.num_groups)
     first, last = model.schedule.group_bounds(group)
-    if torch.rand(()) < RANDOM_MASK_SHARE:
-        chance = torch.rand(count, 1, 1, device=device)
-        here = torch.rand(count, *quincunx.shape, device=device) < chance
-        predicted = ~here & (torch.rand(count, *quincunx.shape, device=device) < 0.5)
-        before = torch.rand(count, *quincunx.shape, device=device) < chance.sqrt()
-        after = here & (torch.rand(count, 1, 1, device=device) < 0.3)
+    if uniform() < RANDOM_MASK_SHARE:
+        chance = uniform(count, 1, 1)
+        here = uniform(count, *quincunx.shape) < chance
+        predicted = ~here & (uniform(count, *quincunx.shape) < 0.5)
+        before = uniform(count, *quincunx.shape) < chance.sqrt()
+        after = here & (uniform(count, 1, 1) < 0.3)
     else:
         steps = model.schedule.steps_of(group)
-        pairs = [step_masks(steps[int(torch.randint(len(steps), ()))], quincunx) for _ in range(count)]
+        pairs = [step_masks(steps[int(uniform() * len(steps))], quincunx) for _ in range(count)]
         here, predicted = (torch.stack(masks) for masks in zip(*pairs, strict=True))
         before, after = torch.ones_like(here), torch.zeros_like(here)
     m = model.num_subquantizers
@@ -74,7 +85,7 @@ def validate_entropy_model(
     for w, tokens in token_sets.items():
         level = tokenizer.quantizer.level(w)
         bits = sum(model.schedule_bits(t, level.expand(len(t)), simulate=simulate) for t in tokens.split(16))
-        static = float(tokenizer.quantizer.prior_bits(w)[0].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
+        static = float(tokenizer.quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
         row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
         row[f"saved_vs_static@{w:.3g}"] = 1 - bits / static
     return row
@@ -94,16 +105,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
     run = TrainingRun.open(config.run, resume)
     tokenizer, tokenizer_facts = load_tokenizer(config.tokenizer)
     tokenizer = tokenizer.to(run.device)
-    photos = load_photos(config.data.path, min_side=config.data.crop, cache=config.data.cache)
-    training_photos, validation_photos = split_photos(photos, config.data.validation_photos)
-    sampler = CropSampler(
-        training_photos,
-        crop=config.data.crop,
-        min_scale=config.data.min_scale,
-        seed=config.run.seed,
-        device=run.device,
-    )
-    held_out = validation_crops(validation_photos, config.data.crop, run.device)
+    photos = open_photos(run, config.data)
     unit = tokenizer.config.autoencoder.latent_unit
     w_range = [float(w_of_lambda(lam, unit)) for lam in (config.rate.lambda_max, config.rate.lambda_min)]
 
@@ -113,23 +115,25 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
             return tokenizer.encode(x, w)
 
     validation_ws = (w_range[0], math.sqrt(w_range[0] * w_range[1]), w_range[1])
-    token_sets = {w: torch.cat([tokens_of(x, w) for x in held_out.split(8)]) for w in validation_ws}
+    token_sets = {w: torch.cat([tokens_of(x, w) for x in photos.held_out.split(8)]) for w in validation_ws}
     torch.manual_seed(config.run.seed)
     model = EntropyModel.for_quantizer(config.model, tokenizer.quantizer).to(run.device)
     stage = config.stage
-    quincunx = torch.from_numpy(quincunx_steps(*token_sets[w_range[0]].shape[2:])).to(run.device)
+    quincunx = torch.from_numpy(quincunx_steps(*token_sets[w_range[0]].shape[2:]))
     first_simulated = int(config.quantize_after * stage.steps)
 
-    def losses(step: int) -> dict[str, Tensor]:
-        x = sampler.batch(3_000_000_000 + step, stage.batch_size)
+    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
         low, high = math.log(w_range[0]), math.log(w_range[1])
-        w = torch.exp(low + (high - low) * torch.rand(len(x), device=x.device))
+        w = torch.exp(low + (high - low) * draws.uniform())
         tokens = tokens_of(x, w)
-        known, predicted, group = draw_masks(model, len(x), quincunx, run.device)
+        known, predicted, group = draw_masks(model, stage.batch_size, quincunx, draws.generator)
+        first, last = model.schedule.group_bounds(group)
+        num_predicted = max(1, int(predicted.sum())) * (last - first)  # in the whole batch
+        known, predicted = draws.mine(known), draws.mine(predicted)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
             level = tokenizer.quantizer.level(w)
             bits = model.code_length(tokens, known, predicted, level, group, simulate=step >= first_simulated)
-        return {"loss": bits.mean()}
+        return {"loss": bits.sum() / num_predicted}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, EntropyModel)
@@ -152,23 +156,25 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
             stage,
             model,
             groups,
+            crops=lambda step, part: photos.sampler.batch(3 * STAGE_STEPS + step, stage.batch_size, part),
             losses=losses,
             validate=validate,
-            crops_per_step=stage.batch_size,
+            compiled=list(model.layers),
         )
     else:
         assert run.resumed is not None
         model.load_state_dict(run.resumed["module"])
+    path = config.run.output / MODEL_FILE
+    if not run.workers.is_main:
+        return path
     numbers = validate_entropy_model(model, tokenizer, token_sets, config.data.crop**2, simulate=True)
     facts = {
         "description": config.description,
         "tokenizer": tokenizer_facts,
         "recipe": config.model_dump(mode="json", exclude={"run": True, "tokenizer": True, "data": {"path", "cache"}}),
-        "data_hash": photos.manifest_hash,
-        "photos": len(photos),
+        **photos.facts,
         "validation": {k: round(v, 4) for k, v in numbers.items()},
     }
     torch.save(model.state_dict(), config.run.output / FLOAT_MODEL)
-    path = config.run.output / MODEL_FILE
     save_model(path, config.name, tokenizer, model, config.quality, facts)
     return path

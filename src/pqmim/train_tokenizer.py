@@ -18,20 +18,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from pqmim.autoencoder import STRIDE
 from pqmim.checkpoints import save_tokenizer
-from pqmim.config import NUM_PRIORS, TokenizerTraining
-from pqmim.data import CropSampler, load_photos, split_photos, validation_crops
+from pqmim.config import NUM_LEVELS, TokenizerTraining
+from pqmim.data import STAGE_STEPS, Sampler
 from pqmim.losses import mean_psnr, mean_squared_error, straight_through
 from pqmim.quantizer import (
     LOG2,
     FactorizedDensity,
     ProductQuantizer,
     fit_codebook,
-    fit_priors,
     order_channels,
 )
 from pqmim.tokenizer import Tokenizer
-from pqmim.training_run import TrainingRun, fit
+from pqmim.training_run import Draws, TrainingRun, fit, open_photos
 
 DEAD_ZONE = 0.1
 """Rounding offset of the first stage, in steps: values up to 0.6 steps become zero, as a rate-aware choice would do."""
@@ -63,13 +63,22 @@ class TransformStage(nn.Module):
         self.synthesis = tokenizer.synthesis
         self.density = FactorizedDensity(tokenizer.config.autoencoder.latent_channels)
 
-    def forward(self, x: Tensor, step: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W), quantization steps (B, 1, 1, 1) -> bpp (B,), MSE in grey levels squared (B,)."""
+    def forward(self, x: Tensor, step: Tensor, noise: Tensor | None, bf16: bool) -> tuple[Tensor, Tensor]:
+        """Code a batch of images.
+
+        Args:
+            x: (B, 3, H, W) float32 in [0, 1].
+            step: (B, 1, 1, 1) float32, quantization steps.
+            noise: (B, D, H / 16, W / 16) float32, uniform in [0, 1); None = the rate of the rounded latent.
+
+        Returns:
+            bpp (B,), MSE in grey levels squared (B,).
+        """
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             z = self.analysis(x)
         rounded = z.sign() * torch.floor((z / step).abs() + 0.5 - DEAD_ZONE) * step
         # Rate from additive noise, distortion from rounding (Minnen and Singh 2020, arXiv:2007.08739, section 3.4).
-        rate_latent = z + (torch.rand_like(z) - 0.5) * step if self.training else rounded
+        rate_latent = rounded if noise is None else z + (noise - 0.5) * step
         bpp = self.density.bits(rate_latent, step).sum((1, 2, 3)) / (x.shape[2] * x.shape[3])
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             x_hat = self.synthesis(straight_through(rounded, z))
@@ -88,16 +97,8 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
         TimeIsUp: `run.max_minutes` is over before the end.
     """
     run = TrainingRun.open(config.run, resume)
-    photos = load_photos(config.data.path, min_side=config.data.crop, cache=config.data.cache)
-    training_photos, validation_photos = split_photos(photos, config.data.validation_photos)
-    sampler = CropSampler(
-        training_photos,
-        crop=config.data.crop,
-        min_scale=config.data.min_scale,
-        seed=config.run.seed,
-        device=run.device,
-    )
-    held_out = validation_crops(validation_photos, config.data.crop, run.device)
+    photos = open_photos(run, config.data)
+    sampler, held_out = photos.sampler, photos.held_out
     torch.manual_seed(config.run.seed)
     tokenizer = Tokenizer(config.model).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -110,11 +111,12 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     path = config.run.output / "tokenizer.safetensors"
 
     def write() -> None:
+        if not run.workers.is_main:
+            return
         numbers = validate_tokenizer(tokenizer, held_out, config)
         facts = {
             "recipe": config.model_dump(mode="json", exclude={"run": True, "data": {"path", "cache"}}),
-            "data_hash": photos.manifest_hash,
-            "photos": len(photos),
+            **photos.facts,
             "validation": {name: round(number, 4) for name, number in numbers.items()},
         }
         save_tokenizer(path, tokenizer, facts)
@@ -122,7 +124,8 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     if run.is_done("codebooks"):
         tokenizer = restore_tokenizer(config, run.resumed["module"]).to(run.device)  # type: ignore[index]
     else:
-        tokenizer.quantizer = fit_codebooks(config, transform, sampler, run)
+        quantizer = run.workers.from_main(lambda: fit_codebooks(config, transform, sampler, run).cpu())
+        tokenizer.quantizer = quantizer.to(run.device)
         run.save("codebooks", ["transform", "codebooks"], 0, module=tokenizer.state_dict())
         write()  # from here on the entropy model can be trained
     if not run.is_done("finetune"):
@@ -132,21 +135,21 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
 
 
 def train_transform(
-    run: TrainingRun, config: TokenizerTraining, transform: TransformStage, sampler: CropSampler, held_out: Tensor
+    run: TrainingRun, config: TokenizerTraining, transform: TransformStage, sampler: Sampler, held_out: Tensor
 ) -> None:
     """First stage: transforms and density, quantization step drawn per sample over the range of rates."""
     stage, rate, unit = config.transform, config.rate, config.model.autoencoder.latent_unit
     log_range = math.log(rate.lambda_max / rate.lambda_min)
     finest = step_of_lambda(rate.lambda_max, unit)
 
-    def losses(step: int) -> dict[str, Tensor]:
-        transform.train()
-        x = sampler.batch(step, stage.batch_size)
-        coarseness = torch.exp(0.5 * log_range * torch.rand(len(x), device=x.device))  # step / finest step
-        bpp, mse = transform(x, finest * coarseness[:, None, None, None], config.run.bf16)
+    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        coarseness = torch.exp(0.5 * log_range * draws.uniform())  # step / finest step
+        noise = draws.noise(config.model.autoencoder.latent_channels, x.shape[2] // STRIDE, x.shape[3] // STRIDE)
+        bpp, mse = transform(x, finest * coarseness[:, None, None, None], noise, config.run.bf16)
         cost = rate.lambda_max / coarseness**2 * mse + bpp
         # Costs fall about as 1 / step: this weight gives every rate a like say.
-        return {"loss": (cost * coarseness).mean(), "bpp": bpp.mean(), "mse": mse.mean()}
+        terms = {"loss": cost * coarseness, "bpp": bpp, "mse": mse}
+        return {name: term.sum() / stage.batch_size for name, term in terms.items()}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         row: dict[str, float] = {}
@@ -154,7 +157,7 @@ def train_transform(
             rates, errors = [], []
             for x in held_out.split(8):
                 bpp, mse = averaged(
-                    x, torch.full((len(x), 1, 1, 1), quantization_step, device=x.device), config.run.bf16
+                    x, torch.full((len(x), 1, 1, 1), quantization_step, device=x.device), None, config.run.bf16
                 )
                 rates.append(bpp)
                 errors.append(mse)
@@ -176,15 +179,16 @@ def train_transform(
         stage,
         transform,
         groups,
+        crops=lambda step, part: sampler.batch(step, stage.batch_size, part),
         losses=losses,
         validate=validate,
-        crops_per_step=stage.batch_size,
+        compiled=[transform],
     )
 
 
 @torch.no_grad()
 def fit_codebooks(
-    config: TokenizerTraining, transform: TransformStage, sampler: CropSampler, run: TrainingRun
+    config: TokenizerTraining, transform: TransformStage, sampler: Sampler, run: TrainingRun
 ) -> ProductQuantizer:
     """Second stage: order the channels, cut them into runs, fit a codebook to each."""
     settings, sizes = config.codebooks, config.model.quantizer
@@ -192,7 +196,7 @@ def fit_codebooks(
     finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
     latents, bits = [], []
     for batch in range(-(-settings.crops // 8)):
-        x = sampler.batch(1_000_000_000 + batch, 8)  # crops that the first stage did not draw
+        x = sampler.batch(STAGE_STEPS + batch, 8)  # crops that the first stage did not draw
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
             z = transform.analysis(x)
         step = torch.full((len(x), 1, 1, 1), finest, device=x.device)
@@ -206,18 +210,19 @@ def fit_codebooks(
     quantizer.order.copy_(order)
     quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
     quantizer.default.copy_(values.mean(0))
-    generator = torch.Generator().manual_seed(config.run.seed)
-    for m, columns in enumerate(quantizer.runs()):
-        codewords, probabilities = fit_codebook(
-            values[:, order[columns]], sizes.num_codewords, settings.w, settings.iterations, generator
-        )
-        quantizer.codebook[:, columns] = codewords
-        quantizer.prior_logits[0, m] = probabilities.log()
-        entropy = float(-(probabilities * probabilities.log2()).sum())
-        run.log("codebooks", m, {"dimensions": columns.stop - columns.start, "bits": entropy, "perplexity": 2**entropy})
     coarsest = float(w_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit))
-    quantizer.prior_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), NUM_PRIORS))
-    fit_priors(quantizer, values[:: max(1, len(values) // 25_000)].t()[None, :, :, None], settings.iterations // 3)
+    quantizer.level_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), NUM_LEVELS))
+    for level, log_w in enumerate(quantizer.level_log_w.tolist()):
+        entropies = []
+        for m, columns in enumerate(quantizer.runs()):
+            generator = torch.Generator().manual_seed(config.run.seed)
+            codewords, probabilities = fit_codebook(
+                values[:, order[columns]], sizes.num_codewords, math.exp(log_w), settings.iterations, generator
+            )
+            quantizer.codebook[level, :, columns] = codewords
+            quantizer.prior_logits[level, m] = probabilities.log()
+            entropies.append(float(-(probabilities * probabilities.log2()).sum()))
+        run.log("codebooks", level, {"bits": sum(entropies), "most_bits": max(entropies), "least_bits": min(entropies)})
     return quantizer.to(run.device)
 
 
@@ -228,14 +233,14 @@ def restore_tokenizer(config: TokenizerTraining, state: dict[str, Tensor]) -> To
     return tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def draw_lambda(config: TokenizerTraining, count: int, device: torch.device) -> Tensor:
-    """(count,) trade-offs, log-uniform over the range of rates."""
+def draw_lambda(config: TokenizerTraining, draws: Draws) -> Tensor:
+    """(B,) trade-offs, log-uniform over the range of rates."""
     low, high = config.rate.lambda_min, config.rate.lambda_max
-    return torch.exp(math.log(low) + math.log(high / low) * torch.rand(count, device=device))
+    return torch.exp(math.log(low) + math.log(high / low) * draws.uniform())
 
 
 def finetune(
-    run: TrainingRun, config: TokenizerTraining, tokenizer: Tokenizer, sampler: CropSampler, held_out: Tensor
+    run: TrainingRun, config: TokenizerTraining, tokenizer: Tokenizer, sampler: Sampler, held_out: Tensor
 ) -> None:
     """Third stage: the synthesis learns what the quantizer really sends; analysis and codewords stay.
 
@@ -244,22 +249,23 @@ def finetune(
     stage, unit = config.finetune, config.model.autoencoder.latent_unit
     num_subquantizers = config.model.quantizer.num_subquantizers
 
-    def losses(step: int) -> dict[str, Tensor]:
-        x = sampler.batch(2_000_000_000 + step, stage.batch_size)
-        lam = draw_lambda(config, len(x), x.device)
+    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        lam = draw_lambda(config, draws)
         with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
-            tokens = tokenizer.encode(x, w_of_lambda(lam, unit))
-        kept = torch.randint(1, num_subquantizers, (len(x), 1), device=x.device)
-        kept[torch.rand(len(x), 1, device=x.device) >= config.nested_share] = num_subquantizers
+            w = w_of_lambda(lam, unit)
+            tokens, level = tokenizer.encode(x, w), tokenizer.quantizer.level(w)
+        kept = 1 + (draws.uniform(1) * (num_subquantizers - 1)).long()
+        kept[draws.uniform(1) >= config.nested_share] = num_subquantizers
         known = (torch.arange(num_subquantizers, device=x.device) < kept)[:, :, None, None]
-        z_q = tokenizer.quantizer.dequantize(tokens, known)
+        z_q = tokenizer.quantizer.dequantize(tokens, level, known)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
             x_hat = tokenizer.synthesis(z_q)
         mse = mean_squared_error(x_hat, x)
         # lambda * sqrt(lambda_max / lambda), the weight of the first stage; truncated samples count as much as coarse
         # ones, else their large errors would rule.
         weight = torch.where(kept[:, 0] < num_subquantizers, config.rate.lambda_min, lam)
-        return {"loss": (weight * (config.rate.lambda_max / weight).sqrt() * mse).mean(), "mse": mse.mean()}
+        terms = {"loss": weight * (config.rate.lambda_max / weight).sqrt() * mse, "mse": mse}
+        return {name: term.sum() / stage.batch_size for name, term in terms.items()}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, Tokenizer)
@@ -276,10 +282,11 @@ def finetune(
         stage,
         tokenizer,
         groups,
+        crops=lambda step, part: sampler.batch(2 * STAGE_STEPS + step, stage.batch_size, part),
         losses=losses,
         validate=validate,
         done=["transform", "codebooks"],
-        crops_per_step=stage.batch_size,
+        compiled=[tokenizer.analysis, tokenizer.synthesis],
     )
 
 
@@ -290,12 +297,13 @@ def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, config: Tokenizer
     row: dict[str, float] = {}
     for lam in (low, math.sqrt(low * high), high):
         w = float(w_of_lambda(lam, config.model.autoencoder.latent_unit))
-        prior = tokenizer.quantizer.prior_bits(w)[0]
+        level = tokenizer.quantizer.level(w)
+        prior = tokenizer.quantizer.prior_bits()[level]
         rates, errors, used = [], [], torch.zeros_like(prior)
         for x in held_out.split(8):
             with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
                 tokens = tokenizer.encode(x, w)
-                x_hat = tokenizer.decode(tokens)
+                x_hat = tokenizer.decode(tokens, level.expand(len(x)))
             flat = tokens.transpose(0, 1).flatten(1)  # (M, n)
             rates.append(float(prior.gather(1, flat).sum()) / (len(x) * x.shape[2] * x.shape[3]))
             used.scatter_add_(1, flat, torch.ones_like(flat, dtype=used.dtype))
@@ -315,7 +323,8 @@ def save_sample_pictures(
 ) -> None:
     """Write a sheet, originals above reconstructions at the geometric mean of the trade-offs."""
     lam = math.sqrt(config.rate.lambda_min * config.rate.lambda_max)
-    x_hat = tokenizer.decode(tokenizer.encode(x, w_of_lambda(lam, unit))).clamp(0, 1)
+    w = w_of_lambda(lam, unit)
+    x_hat = tokenizer.decode(tokenizer.encode(x, w), tokenizer.quantizer.level(w).expand(len(x))).clamp(0, 1)
     rows = [torch.cat(list(batch), dim=2) for batch in (x, x_hat)]
     sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     folder.mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
-"""What the training loops share: steps, learning-rate schedule, EMA, logs, checkpoints, exact resume.
+"""What the training loops share: data, steps, learning-rate schedule, EMA, logs, checkpoints, exact resume.
 
-A loop is one call of `Stage.fit`. Everything random in a step is drawn from generators seeded with (seed, step), so a
-run that was interrupted and resumed follows the curve of one that was not.
+A loop is one call of `fit`. Everything random in a step is drawn from generators seeded with (seed, step), so a run
+that was interrupted and resumed follows the curve of one that was not, and several processes or micro-batches that
+share a batch follow the curve of one that has it all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +22,57 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 
-from pqmim.codec import resolve_device
-from pqmim.config import RunConfig, StageConfig
+from pqmim.config import DataConfig, RunConfig, StageConfig
+from pqmim.data import ALL, CropSampler, Sampler, load_photos, split_photos, validation_crops
+from pqmim.distributed import Workers
 from pqmim.errors import ConfigError, OutputError
+from pqmim.streaming import ShardSampler, ShardSet, StreamSettings
+from pqmim.throughput import peak_rate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.pt"
+
+
+class Draws:
+    """Random numbers of one step, the same for a sample whoever computes it.
+
+    Args:
+        seed, step: what they depend on.
+        batch_size: B, samples of the whole step.
+        part: the samples wanted here, n of them.
+        device: where the numbers are wanted.
+
+    Attributes:
+        generator: on the CPU, for numbers drawn for the whole batch and then cut down by `mine`.
+    """
+
+    def __init__(self, seed: int, step: int, batch_size: int, part: slice, device: torch.device) -> None:
+        self.batch_size = batch_size
+        self.part = part
+        self.device = device
+        self.generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        self._first_sample_seed = ((seed * 1_000_003 + step) << 20) % (1 << 62)
+
+    def mine(self, values: Tensor) -> Tensor:
+        """The samples wanted here of something drawn for all: (B, ...) -> (n, ...)."""
+        return values[self.part].to(self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(n, *shape) float32, uniform in [0, 1)."""
+        return self.mine(torch.rand(self.batch_size, *shape, generator=self.generator))
+
+    def noise(self, *shape: int) -> Tensor:
+        """The same for large shapes: a generator per sample, on the device, so that only what is wanted is drawn."""
+        generator = torch.Generator(self.device)
+        rows = []
+        for sample in range(self.batch_size)[self.part]:
+            generator.manual_seed(self._first_sample_seed + sample)
+            rows.append(torch.rand(shape, generator=generator, device=self.device))
+        return torch.stack(rows)
 
 
 class TimeIsUp(Exception):
@@ -54,15 +98,16 @@ def learning_rate_factor(stage: StageConfig, step: int) -> float:
 
 @dataclass
 class TrainingRun:
-    """One run folder: clock, log and checkpoint of a sequence of stages.
+    """One run folder: clock, log and checkpoint of a sequence of stages. Only the main process writes to it.
 
     Attributes:
+        workers: the processes that train together.
         resumed: content of the checkpoint to go on from, or None.
         board: TensorBoard writer, or None where TensorBoard (an extra) is not installed.
     """
 
     config: RunConfig
-    device: torch.device
+    workers: Workers
     resumed: dict[str, Any] | None
     started: float
     board: SummaryWriter | None
@@ -79,6 +124,7 @@ class TrainingRun:
             OutputError: the folder cannot be written, or holds a run that would be lost.
             ConfigError: the checkpoint to resume from is missing.
         """
+        workers = Workers.join(config.device)
         own = config.output / CHECKPOINT
         try:
             config.output.mkdir(parents=True, exist_ok=True)
@@ -92,7 +138,14 @@ class TrainingRun:
             resumed = torch.load(source, map_location="cpu", weights_only=True)
         elif resume not in (None, "auto"):
             raise ConfigError(f"{source}: no such checkpoint")
-        return cls(config, resolve_device(config.device), resumed, time.monotonic(), _open_board(config.output))
+        workers.wait()  # none writes before all have looked
+        board = _open_board(config.output) if workers.is_main else None
+        return cls(config, workers, resumed, time.monotonic(), board)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.workers.device
 
     @property
     def out_of_time(self) -> bool:
@@ -106,12 +159,16 @@ class TrainingRun:
 
     def save(self, stage: str, done: Sequence[str], step: int, **states: dict[str, Any]) -> None:
         """Write the checkpoint, all or nothing."""
+        if not self.workers.is_main:
+            return
         temporary = self.config.output / (CHECKPOINT + ".tmp")
         torch.save({"stage": stage, "done": list(done), "step": step, **states}, temporary)
         os.replace(temporary, self.config.output / CHECKPOINT)
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Append to log.csv (one row per value: stage, step, seconds, name, value) and to TensorBoard if installed."""
+        if not self.workers.is_main:
+            return
         path = self.config.output / "log.csv"
         is_new = not path.exists()
         with path.open("a", newline="") as file:
@@ -127,6 +184,63 @@ class TrainingRun:
             self.board.flush()
 
 
+@dataclass(frozen=True)
+class Photos:
+    """The photos of a run.
+
+    Attributes:
+        sampler: crops to train on.
+        held_out: (n, 3, crop, crop) float32 in [0, 1], crops to validate on.
+        facts: what a model says of the data it was made from.
+    """
+
+    sampler: Sampler
+    held_out: Tensor
+    facts: dict[str, Any]
+
+
+def open_photos(run: TrainingRun, data: DataConfig) -> Photos:
+    """Load or index the photos, and hold some out.
+
+    Raises:
+        ConfigError, MissingExtraError: unusable data or settings.
+    """
+    if data.stream:
+        shards = ShardSet.scan(data.path)
+        training_shards, validation = shards.hold_out(data.validation_photos, data.crop)
+        settings = StreamSettings(
+            lanes=data.stream_lanes,
+            readers=data.stream_readers,
+            shuffle_buffer=data.shuffle_buffer,
+            crop=data.crop,
+            min_scale=data.min_scale,
+            seed=run.config.seed,
+        )
+        sampler: Sampler = ShardSampler(training_shards, settings, run.device)
+        facts = {"data_hash": shards.manifest_hash, "photos": len(shards)}
+    else:
+        with run.workers.main_first():  # it writes the cache
+            photos = load_photos(data.path, min_side=data.crop, cache=data.cache)
+        training, validation = split_photos(photos.on(run.device), data.validation_photos)
+        sampler = CropSampler(
+            training, crop=data.crop, min_scale=data.min_scale, seed=run.config.seed, device=run.device
+        )
+        facts = {"data_hash": photos.manifest_hash, "photos": len(photos)}
+    return Photos(sampler, validation_crops(validation, data.crop, run.device), facts)
+
+
+def micro_batches(batch_size: int, count: int, part: slice = ALL) -> list[slice]:
+    """The samples of each micro-batch of a process that has the samples `part`.
+
+    Raises:
+        ConfigError: they cannot be dealt evenly.
+    """
+    first, stride = part.start or 0, part.step or 1
+    if batch_size % (stride * count):
+        raise ConfigError(f"batch_size {batch_size} must be a multiple of accumulate x processes, {count} x {stride}")
+    return [slice(first + stride * index, None, stride * count) for index in range(count)]
+
+
 def fit(
     run: TrainingRun,
     name: str,
@@ -134,10 +248,11 @@ def fit(
     module: nn.Module,
     parameter_groups: list[dict[str, Any]],
     *,
-    losses: Callable[[int], dict[str, Tensor]],
+    crops: Callable[[int, slice], Tensor],
+    losses: Callable[[int, Tensor, Draws], dict[str, Tensor]],
     validate: Callable[[nn.Module, int], dict[str, float]],
     done: Sequence[str] = (),
-    crops_per_step: int,
+    compiled: Sequence[nn.Module] = (),
 ) -> None:
     """Train `module` for `stage.steps` steps and leave the EMA weights in it.
 
@@ -146,11 +261,16 @@ def fit(
         name: stage name in logs and checkpoint.
         module: everything that is trained and averaged.
         parameter_groups: optimizer groups; `lr` in each is a multiple of `stage.learning_rate`.
-        losses: step -> named terms; "loss" is minimized, the others are logged.
-        validate: (EMA copy of the module, step) -> named numbers for the log.
+        crops: (step, part of its batch) -> (n, 3, crop, crop).
+        losses: (step, some crops of its batch, random numbers for them) -> named terms; "loss" is minimized, the others
+            are logged. The terms of the parts of a batch add up to those of the batch: a mean is a sum over the part,
+            divided by the count in the whole batch.
+        validate: (EMA copy of the module, step) -> named numbers for the log; called in the main process alone.
         done: stages finished before this one, recorded in the checkpoint.
+        compiled: what `run.compile` compiles.
 
     Raises:
+        ConfigError: the batch cannot be dealt to the processes.
         TimeIsUp: `max_minutes` is over; a checkpoint was written.
     """
     ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(stage.ema_decay), use_buffers=True)
@@ -175,48 +295,77 @@ def fit(
             optimizer=optimizer.state_dict(),
         )
 
-    last_save = time.monotonic()
-    window_start, window_steps = time.monotonic(), 0
-    sums: dict[str, float] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     quiet = not sys.stderr.isatty()
-    with Progress(*columns, disable=quiet) as progress:
+
+    def log(step: int, row: dict[str, float]) -> None:
+        run.log(name, step, row)
+        if quiet and run.workers.is_main:
+            print(name, step, *(f"{k}={v:.4g}" for k, v in row.items()), file=sys.stderr, flush=True)
+
+    mine = run.workers.part(stage.batch_size)
+    parts = micro_batches(stage.batch_size, stage.accumulate, mine)
+    if first < stage.steps:
+        peak = peak_rate(run.device)
+        batch = crops(first, mine)
+    operations = 0  # floating-point operations of a step in this process, counted in the first one
+    sums: dict[str, Tensor] = {}
+    num_summed, num_timed, timer = 0, 0, time.monotonic()
+    last_save = time.monotonic()
+    with Progress(*columns, disable=quiet or not run.workers.is_main) as progress:
         task = progress.add_task(name, total=stage.steps, completed=first)
         for step in range(first, stage.steps):
             factor = learning_rate_factor(stage, step)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            torch.manual_seed(run.config.seed * 1_000_003 + step)  # all noise of this step
-            terms = losses(step)
             optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
+            terms: dict[str, Tensor] = {}
+            counter = FlopCounterMode(display=False)
+            with counter if step == first else nullcontext():
+                for index, part in enumerate(parts):
+                    draws = Draws(run.config.seed, step, stage.batch_size, part, run.device)
+                    shares = losses(step, batch[index :: len(parts)], draws)
+                    shares["loss"].backward()
+                    for key, value in shares.items():
+                        terms[key] = value.detach() + terms.get(key, 0.0)
+            if step + 1 < stage.steps:
+                batch = crops(step + 1, mine)  # prepared while a GPU still works on this step
+            # One process may be out of time before the others, so this is summed too. Which gradients exist depends on
+            # the step alone, so they are the same in all processes.
+            overtime = torch.tensor([float(run.out_of_time)], device=run.device)
+            run.workers.sum([overtime, *terms.values(), *(p.grad for p in parameters if p.grad is not None)])
             norm = nn.utils.clip_grad_norm_(parameters, stage.clip_norm)
             if torch.isfinite(norm):  # one bad batch must not end a run of hours
                 optimizer.step()
                 if step == stage.warmup_steps:  # forget the untrained start
                     ema.n_averaged.zero_()
                 ema.update_parameters(module)
-            window_steps += 1
             for key, value in {**terms, "gradient_norm": norm}.items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach())
+                sums[key] = value + sums.get(key, 0.0)
+            num_summed += 1
+            num_timed += 1
+            if step == first:
+                operations = counter.get_total_flops()
+                if run.config.compile:
+                    for network in compiled:
+                        network.compile()
+                num_timed, timer = 0, time.monotonic()  # the first step is slower than the rest
             progress.advance(task)
             completed = step + 1
             if completed % stage.log_every == 0 or completed == stage.steps:
-                elapsed = time.monotonic() - window_start
-                row = {key: value / window_steps for key, value in sums.items()}
-                row["crops_per_second"] = window_steps * crops_per_step / elapsed
-                run.log(name, completed, row)
-                if quiet:
-                    print(name, completed, *(f"{k}={v:.4g}" for k, v in row.items()), file=sys.stderr, flush=True)
-                window_start, window_steps, sums = time.monotonic(), 0, {}
-            if completed % stage.validate_every == 0 or completed == stage.steps:
+                row = {key: float(value) / num_summed for key, value in sums.items()}
+                if num_timed:
+                    steps_per_second = num_timed / (time.monotonic() - timer)
+                    row["crops_per_second"] = steps_per_second * stage.batch_size
+                    row["peak_share"] = steps_per_second * operations / peak
+                log(completed, row)
+                sums, num_summed, num_timed, timer = {}, 0, 0, time.monotonic()
+            if run.workers.is_main and (completed % stage.validate_every == 0 or completed == stage.steps):
                 averaged = ema.module.eval()
                 with torch.no_grad():
-                    row = {f"validation/{k}": v for k, v in validate(averaged, completed).items()}
-                run.log(name, completed, row)
-                if quiet:
-                    print(name, completed, *(f"{k}={v:.4g}" for k, v in row.items()), file=sys.stderr, flush=True)
-            if run.out_of_time:
+                    log(completed, {f"validation/{k}": v for k, v in validate(averaged, completed).items()})
+                num_timed, timer = 0, time.monotonic()
+            if overtime > 0:
                 save(completed)
                 raise TimeIsUp(f"{run.config.output}: stopped after {completed} of {stage.steps} steps")
             if time.monotonic() - last_save > 60 * run.config.checkpoint_minutes:

@@ -1,0 +1,210 @@
+"""The encoder: a picture and what is asked for -> the tokens to send.
+
+What the decoder need not know is decided here: the trade-off between rate and distortion, anywhere in the picture and
+to hit a size, and which tokens are the best under it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pqmim.autoencoder import STRIDE
+from pqmim.exact_inference import ExactEntropyModel
+from pqmim.quantizer import ProductQuantizer
+from pqmim.range_coding import TokenWriter
+from pqmim.tiled_transforms import TiledTransforms
+from pqmim.token_coding import LimitedWriter, RateDistortionChoice, TokenGrid, code_tokens
+
+MAX_EFFORT = 4
+DEFAULT_EFFORT = 2
+CORRECTION_GAIN = 0.25
+"""Share of the correction from the decoded picture that a pass adds to the latent; chosen on the validation photos."""
+ACTIVITY_EXPONENT = 0.25
+"""How strongly `Tune.MS_SSIM` takes bits from busy parts of the picture; chosen on the validation photos."""
+MAX_ACTIVITY_FACTOR = 3.0
+"""Largest factor by which it changes the trade-off, up or down."""
+SAMPLED_POSITIONS = 4096
+"""Positions of a large picture that stand for all in an estimate of the size."""
+
+
+class Tune(StrEnum):
+    """What the encoder spends its bits for."""
+
+    PSNR = "psnr"
+    """Least squared error: the same trade-off everywhere."""
+    MS_SSIM = "ms-ssim"
+    """Structure: more for quiet parts of the picture, less for busy ones, where errors hide."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle that matters more than the rest (or less).
+
+    Attributes:
+        x, y: upper left corner, pixels.
+        width, height: pixels.
+        weight: an error inside counts this many times as much as one outside; > 0.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    weight: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise ValueError("a region must be at least 1 x 1 pixels")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"the weight of a region must be above 0, not {self.weight:g}")
+
+
+@dataclass(frozen=True)
+class TokenChoiceOptions:
+    """How tokens are chosen.
+
+    Attributes:
+        effort: passes over the picture, 1 to MAX_EFFORT. Each one after the first looks at the decoded picture of the
+            one before and corrects what the tokens stand for.
+        tune: what the bits are spent for.
+        regions: parts of the picture with a weight of their own.
+        keep: share of the tokens that is sent, in coding order, above 0 and at most 1.
+    """
+
+    effort: int = DEFAULT_EFFORT
+    tune: Tune = Tune.PSNR
+    regions: tuple[Region, ...] = ()
+    keep: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.effort <= MAX_EFFORT:
+            raise ValueError(f"effort must be 1 to {MAX_EFFORT}, not {self.effort}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must be above 0 and at most 1, not {self.keep:g}")
+
+
+@dataclass(frozen=True)
+class EncodedTokens:
+    """Tokens of a picture and the payload that says them.
+
+    Attributes:
+        level: whose codebooks they are from.
+        grid: what is sent.
+        payload: the range coder's digits; of all tokens, or the first ones of a partial file.
+    """
+
+    level: int
+    grid: TokenGrid
+    payload: bytes
+
+
+class PictureEncoder:
+    """Encodes one picture as often as it takes.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        options: regions in pixels of `rgb`.
+    """
+
+    def __init__(
+        self,
+        transforms: TiledTransforms,
+        quantizer: ProductQuantizer,
+        entropy_model: ExactEntropyModel,
+        rgb: NDArray[np.uint8],
+        options: TokenChoiceOptions,
+    ) -> None:
+        self._transforms = transforms
+        self._quantizer = quantizer
+        self._entropy_model = entropy_model
+        self._options = options
+        padding = ((0, -rgb.shape[0] % STRIDE), (0, -rgb.shape[1] % STRIDE), (0, 0))
+        self._pixels = np.pad(rgb, padding, mode="edge")
+        self._z = transforms.analyze(self._pixels)
+        self._num_pixels = rgb.shape[0] * rgb.shape[1]
+        self._factors = self._trade_off_factors()
+        self._target: Tensor | None = None
+        self._level: int | None = None
+
+    @torch.no_grad()
+    def encode(self, w: float) -> EncodedTokens:
+        """Choose and code tokens at a trade-off, squared latent units per bit.
+
+        A second call starts from the corrected latent of the first, and so needs one pass only.
+        """
+        level = self._level_for(w)
+        height, width = self._z.shape[2:]
+        passes = 1
+        if self._target is None:
+            self._target, passes = self._z, self._options.effort
+        for remaining in reversed(range(passes)):
+            choice = RateDistortionChoice(self._quantizer, self._target, w * self._factors, level)
+            writer = TokenWriter()
+            coder = writer if self._options.keep == 1 or remaining else LimitedWriter(writer, self._num_kept())
+            grid = code_tokens(self._entropy_model, coder, height, width, level, choice)
+            if remaining:
+                z_q = self._quantizer.dequantize(grid.tokens[None], torch.tensor([level], device=self._z.device))
+                correction = self._transforms.correct(z_q, self._pixels) - self._z
+                self._target = self._target + CORRECTION_GAIN * correction
+        payload = writer.finish() if grid.is_complete else writer.finish_prefix()
+        return EncodedTokens(level, grid, payload)
+
+    @torch.no_grad()
+    def estimate_bytes(self, w: float) -> float:
+        """Size of the payload under the static priors, cheap."""
+        z = self._z.flatten(2)
+        stride = -(-z.shape[2] // SAMPLED_POSITIONS)
+        part = z[:, :, ::stride, None]
+        level = self._level_for(w)
+        tokens = self._quantizer.assign(part, w, torch.tensor([level], device=z.device))
+        bits = self._quantizer.prior_bits()[level].gather(1, tokens[0].flatten(1)).sum()
+        return float(bits) * z.shape[2] / part.shape[2] / 8
+
+    def _level_for(self, w: float) -> int:
+        """Level of a trade-off. Once chosen it stays for others near by, so that the size has no jumps between them."""
+        nearest = int(self._quantizer.level(w))
+        if self._level is None or abs(nearest - self._level) > 1:
+            self._level = nearest
+        return self._level
+
+    def _num_kept(self) -> int:
+        return math.ceil(self._options.keep * self._quantizer.num_subquantizers * self._z.shape[2] * self._z.shape[3])
+
+    def _trade_off_factors(self) -> Tensor:
+        """What w is multiplied by at each position: (h * w,) float32."""
+        height, width = self._z.shape[2:]
+        factors = torch.ones(height, width)
+        if self._options.tune is Tune.MS_SSIM:
+            factors *= activity_factors(self._pixels)
+        for region in self._options.regions:
+            rows = slice(max(0, region.y // STRIDE), max(0, -(-(region.y + region.height) // STRIDE)))
+            columns = slice(max(0, region.x // STRIDE), max(0, -(-(region.x + region.width) // STRIDE)))
+            factors[rows, columns] /= region.weight
+        return factors.flatten().to(self._z.device)
+
+
+def activity_factors(pixels: NDArray[np.uint8]) -> Tensor:
+    """Trade-off factors that follow the local contrast, geometric mean 1.
+
+    Structural similarity divides errors by the local variance, so the trade-off may rise with it.
+
+    Args:
+        pixels: (16 h, 16 w, 3) uint8.
+
+    Returns:
+        (h, w) float32.
+    """
+    grey = torch.from_numpy(pixels).float().mean(2)[None, None]
+    mean = F.avg_pool2d(grey, STRIDE)
+    variance = (F.avg_pool2d(grey.square(), STRIDE) - mean.square()).clamp_min(0) + 10.0  # grey levels squared
+    smooth = F.avg_pool2d(variance.log(), 3, stride=1, padding=1, count_include_pad=False)[0, 0]
+    log_factors = ACTIVITY_EXPONENT * (smooth - smooth.mean())
+    return log_factors.clamp(-math.log(MAX_ACTIVITY_FACTOR), math.log(MAX_ACTIVITY_FACTOR)).exp()
