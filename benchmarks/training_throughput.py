@@ -82,9 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = options.data or write_noise(folder / "photos", 40)
-        both = [f"data.path={data}", *options.set]
-        if options.data is None:
-            both.append("data.validation_photos=8")
+        both = [f"data.path={data}", "data.validation_photos=8", *options.set]
         if options.cache is not None:
             both.append(f"data.cache={options.cache}")
 

@@ -31,7 +31,7 @@ NUM_CODEWORDS = 24
 CPU = torch.device("cpu")
 NUM_LEVELS = 3
 GRID = (13, 10)
-FREQUENCIES_HASH = "74b52bc638aed8b25d9caf18f8e34327517c36da558111b6abea5c2252c2f26e"
+FREQUENCIES_HASH = "09fbf06be6e702731ee0eae059cbef1f7bd13ba31bfe7d2906925a56655f8a20"
 """SHA-256 of `coded_frequencies`. It changes only with the arithmetic itself, and then no file that was written
 before can be read."""
 
@@ -58,7 +58,7 @@ def exact_tensors() -> dict[str, Tensor]:
         row = torch.from_numpy(integers(len(tensors) + 1, (outputs,), 512)).double() / 2048 + 1
         tensors[name + ".scale"] = (row * (typical_output / (73 * 20 * math.sqrt(inputs)))).float()
 
-    add("token_values", (NUM_CODEWORDS, num_kept), 127, torch.int8)
+    add("token_values", (NUM_LEVELS, NUM_CODEWORDS, num_kept), 127, torch.int8)
     add_linear("embed", CONFIG.width, num_kept + m + NUM_LEVELS, 300)
     for index in range(CONFIG.num_layers):
         prefix = f"layers.{index}."
@@ -70,8 +70,8 @@ def exact_tensors() -> dict[str, Tensor]:
         add_linear(prefix + "feed_forward.expand", CONFIG.mlp_ratio * CONFIG.width, CONFIG.width, 24)
         add_linear(prefix + "feed_forward.project", CONFIG.width, CONFIG.mlp_ratio * CONFIG.width, 200)
     add_linear("head", m * CONFIG.token_rank, CONFIG.width, 24)
-    add("token_factors.weight", (m, NUM_CODEWORDS, CONFIG.token_rank), 127, torch.int8)
-    tensors["token_factors.scale"] = torch.full((m,), 0.03, dtype=torch.float32)
+    add("token_factors.weight", (NUM_LEVELS, m, NUM_CODEWORDS, CONFIG.token_rank), 127, torch.int8)
+    tensors["token_factors.scale"] = torch.full((NUM_LEVELS, m), 0.03, dtype=torch.float32)
     add("token_bias", (NUM_LEVELS, m, NUM_CODEWORDS), 100, torch.int32)
     for name, one, unit in (("score_table", 127, 16), ("logit_table", 1 << 15, 64)):
         length = math.ceil(math.log(2 * one) * unit) + 1
@@ -85,13 +85,13 @@ def exact_model(kernel: str | None = None, device: torch.device = CPU) -> ExactE
 
 
 def coded_frequencies(model: ExactEntropyModel, height: int, width: int, level: int = 1) -> list[np.ndarray]:
-    """Frequencies of every step while a grid of formula tokens is coded: (n, m, K) int32 each."""
+    """Frequencies of every step while a grid of formula tokens is coded: (m, n, K) int32 each."""
     tokens = np.abs(integers(99, (model.num_subquantizers, height * width), model.num_codewords - 1))
     state = model.start(height, width, level)
     coded = []
     for step in model.schedule.steps:
         positions = model.positions(state, step)
-        frequencies = model.frequencies(model.hidden(state, positions), level, step.group)
+        frequencies = model.frequencies(model.head(model.hidden(state, positions), step.group), level, step.first)
         coded.append(frequencies.cpu().numpy())
         values = torch.from_numpy(tokens[step.first : step.last, positions.cpu().numpy()].T.copy())
         if len(positions):

@@ -23,7 +23,8 @@ def photo() -> Image.Image:
 def test_all_is_sorted_and_complete() -> None:
     assert pqmim.__all__ == sorted(pqmim.__all__)
     errors = {name for name, value in vars(pqmim.errors).items() if inspect.isclass(value)}
-    others = {"Codec", "__version__", "decode", "encode", "load_codec"}
+    options = {"EncodeOptions", "Fill", "FillOptions", "Region", "Tune"}
+    others = options | {"Codec", "__version__", "decode", "encode", "load_codec"}
     assert set(pqmim.__all__) == errors | others
     for name in pqmim.__all__:
         assert getattr(pqmim, name) is not None
@@ -70,6 +71,27 @@ def test_codec(photo: Image.Image, tiny_model: Path) -> None:
     tokens = codec.decode_tokens(data)
     assert tokens.shape == (3, 2, 3)
     np.testing.assert_array_equal(tokens, codec.encode_tokens(photo, quality=33.3))
+
+
+def test_targets_and_options(photo: Image.Image, tiny_model: Path) -> None:
+    assert len(pqmim.encode(photo, target_bytes=18, model=tiny_model)) <= 18
+    assert len(pqmim.encode(photo, target_bpp=0.2, model=tiny_model)) <= 0.2 * 20 * 37 / 8
+    strict = pqmim.EncodeOptions(strict=True)
+    with pytest.raises(pqmim.TargetError, match="no file of 3 bytes is possible"):
+        pqmim.encode(photo, target_bytes=3, options=strict, model=tiny_model)
+    for arguments in ({"target_bytes": 0}, {"target_bpp": 0.0}, {"target_bpp": float("inf")}):
+        with pytest.raises(ValueError, match="target_b"):
+            pqmim.encode(photo, model=tiny_model, **arguments)
+    with pytest.raises(ValueError, match="not both"):
+        pqmim.encode(photo, target_bytes=100, target_bpp=0.1, model=tiny_model)
+
+    regions = (pqmim.Region(0, 0, 16, 16, weight=4.0),)
+    options = pqmim.EncodeOptions(effort=1, tune=pqmim.Tune.MS_SSIM, regions=regions, keep=0.5)
+    partial = pqmim.encode(photo, options=options, model=tiny_model)
+    fills = [pqmim.FillOptions(fill) for fill in pqmim.Fill]
+    pictures = [pqmim.decode(partial, options=fill, model=tiny_model) for fill in fills]
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert pqmim.decode(partial, model=tiny_model).tobytes() == pictures[0].tobytes()
 
 
 def test_decode_wants_a_shipped_model_or_a_named_one(photo: Image.Image, tiny_model: Path) -> None:

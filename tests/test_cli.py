@@ -18,11 +18,14 @@ from typer.testing import CliRunner, Result
 
 from pqmim import batch
 from pqmim._version import __version__
-from pqmim.bitstream import parse
-from pqmim.cli import app
+from pqmim.bitstream import parse, smallest_size
+from pqmim.cli import FillChoice, TuneChoice, app
+from pqmim.encoder import Tune
 from pqmim.errors import OutputError
+from pqmim.fill import Fill
 
 RESULT_LINE = re.compile(r"\S+\.pqm  [\d,]+ B  \d+\.\d{3} bpp  \d+\.\d{2} s")
+NEED_MODEL = ("encode", "decode", "tokens", "generate", "inpaint", "gallery")
 ONE_LINE_ERROR = re.compile(r"pqmim: [^\n]+\n")
 
 Pqmim = Callable[..., Result]
@@ -34,7 +37,7 @@ def pqmim(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
     def run(command: str, *arguments: str, stdin: bytes | None = None, has_model: bool = True) -> Result:
-        model = ["--model", str(tiny_model)] if command in ("encode", "decode", "tokens") and has_model else []
+        model = ["--model", str(tiny_model)] if command in NEED_MODEL and has_model else []
         return CliRunner().invoke(app, [command, *model, *arguments], input=stdin)
 
     return run
@@ -49,6 +52,17 @@ def photo(path: str, size: tuple[int, int] = (40, 24), mode: str = "RGB") -> Pat
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rgb).convert(mode).save(file)
     return file
+
+
+def opened(path: str | Path) -> Image.Image:
+    """Read a picture and close its file."""
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    return np.asarray(opened(path))
 
 
 def files_below(folder: str) -> list[str]:
@@ -229,6 +243,36 @@ def test_errors_are_one_line(pqmim: Pqmim, arguments: tuple[str, ...], cause: st
         ("encode", "a.png", "-q", "-0.5"),
         ("encode", "a.png", "-q", "nan"),
         ("encode", "a.png", "--device", "abacus"),
+        ("encode", "a.png", "--target-bytes", "0"),
+        ("encode", "a.png", "--target-bpp", "nan"),
+        ("encode", "a.png", "--target-bpp", "0"),
+        ("encode", "a.png", "--target-bpp", "0.1", "--target-bytes", "100"),
+        ("encode", "a.png", "--target-bytes", "100", "-q", "50"),
+        ("encode", "a.png", "--effort", "0"),
+        ("encode", "a.png", "--effort", "99"),
+        ("encode", "a.png", "--tune", "taste"),
+        ("encode", "a.png", "--keep", "0"),
+        ("encode", "a.png", "--keep", "1.5"),
+        ("encode", "a.png", "--scale", "3"),
+        ("encode", "a.png", "--roi", "1,2,3"),
+        ("encode", "a.png", "--roi", "1,2,3,x"),
+        ("encode", "a.png", "--roi", "1,2,0,4"),
+        ("encode", "a.png", "--roi", "1,2,3,4,-1"),
+        ("decode", "a.pqm", "--fill", "magic"),
+        ("decode", "a.pqm", "--seed", "-1"),
+        ("decode", "a.pqm", "--temperature", "0"),
+        ("decode", "a.pqm", "--steps", "0"),
+        ("truncate", "a.pqm", "-o", "b.pqm"),
+        ("truncate", "a.pqm", "-o", "b.pqm", "--bytes", "100", "--bpp", "1"),
+        ("truncate", "a.pqm", "-o", "b.pqm", "--bpp", "-1"),
+        ("truncate", "a.pqm", "--bytes", "100"),
+        ("truncate", ".", "--bytes", "100"),
+        ("generate", "-o", "out", "--size", "768"),
+        ("generate", "-o", "out", "--size", "0x16"),
+        ("inpaint", "a.png", "-o", "out.png"),
+        ("inpaint", "a.png", "-o", "b.png", "--mask", "b.png"),
+        ("gallery", "a.png", "-o", "a.html", "--keeps", "1,2"),
+        ("gallery", "a.png", "-o", "a.html", "--keeps", "all"),
         ("encode", "a.png", "--no-such-option"),
         ("encode", "a.png", "b.png", "-o", "-"),
         ("encode", "a.png", "b.png", "-o", "a.png"),
@@ -249,7 +293,7 @@ def test_wrong_usage_is_exit_code_2(pqmim: Pqmim, arguments: tuple[str, ...]) ->
     assert files_below(".") == ["a.png", "b.png"]
 
 
-def test_json(pqmim: Pqmim, tiny_model: Path) -> None:
+def test_json(pqmim: Pqmim) -> None:
     photo("a.png")
     Path("b.png").touch()
     result = pqmim("encode", "a.png", "b.png", "--json")
@@ -265,6 +309,8 @@ def test_json(pqmim: Pqmim, tiny_model: Path) -> None:
         "height": 24,
         "bytes": size,
         "bpp": bpp,
+        "scale": 1,
+        "is_partial": False,
     }
     assert failed["input"] == "b.png"
     assert failed["error"] in result.stderr
@@ -276,14 +322,17 @@ def test_json(pqmim: Pqmim, tiny_model: Path) -> None:
         "height": 24,
         "bytes": size,
         "bpp": bpp,
-        "version": 1,
+        "scale": 1,
+        "is_partial": False,
+        "version": 2,
+        "is_mini": True,
         "model_id": container.model_id.hex(),
         "model": None,
         "level": container.level,
         "payload_bytes": len(container.payload),
         "alpha_bytes": 0,
-        "steps_sent": None,
-        "token_check": f"{container.token_check:04x}",
+        "known_share": 1.0,
+        "token_check": None,
     }
 
 
@@ -316,6 +365,240 @@ def test_tokens_of_an_image_are_those_of_its_file(pqmim: Pqmim) -> None:
     assert result.stdout.startswith("a.png.npy  3 x 2 x 3 tokens  ")
 
 
+def test_targets_are_met(pqmim: Pqmim) -> None:
+    photo("a.png", (96, 96))
+    for option, value, limit in (("--target-bytes", "30", 30), ("--target-bpp", "0.03", 34)):
+        result = pqmim("encode", "a.png", option, value, "-f")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert 20 <= Path("a.pqm").stat().st_size <= limit
+
+
+def test_target_that_cannot_be_met(pqmim: Pqmim) -> None:
+    photo("a.png")
+    result = pqmim("encode", "a.png", "--target-bytes", "3")
+    assert result.exit_code == 0
+    size = Path("a.pqm").stat().st_size
+    assert size == smallest_size(Path("a.pqm").read_bytes()) > 3
+    assert result.stderr == "pqmim: a.png: warning: no file of 3 bytes is possible, this is the smallest\n"
+    assert "  partial  " in result.stdout
+    result = pqmim("encode", "a.png", "--target-bytes", "3", "--strict", "-f")
+    assert result.exit_code == 1
+    assert result.stderr == f"pqmim: a.png: no file of 3 bytes is possible; the smallest has {size}\n"
+
+
+def test_scale_and_keep_are_told(pqmim: Pqmim) -> None:
+    photo("a.png", (96, 96))
+    result = pqmim("encode", "a.png", "--scale", "2", "--keep", "0.5")
+    assert "  scale 2  partial  " in result.stdout
+    record = json.loads(pqmim("encode", "a.png", "-f", "--scale", "2", "--keep", "0.5", "--json").stdout)
+    assert (record["scale"], record["is_partial"]) == (2, True)
+
+
+def test_options_that_choose_tokens(pqmim: Pqmim) -> None:
+    photo("a.png", (96, 96))
+    made = set()
+    variants = ([], ["--effort", "1"], ["--tune", "ms-ssim"], ["--roi", "0,0,50,50", "--roi", "64,64,32,32,0.1"])
+    for options in variants:
+        result = pqmim("encode", "a.png", "-f", "-q", "80", *options)
+        assert (result.exit_code, result.stderr) == (0, ""), options
+        made.add(Path("a.pqm").read_bytes())
+    assert len(made) > 1
+    outside = pqmim("encode", "a.png", "-f", "--roi", "96,0,10,10")
+    assert (outside.exit_code, outside.stderr) == (0, "pqmim: a.png: warning: region 96,0 lies outside the image\n")
+
+
+def test_choices_are_those_of_the_library() -> None:
+    assert list(FillChoice) == list(Fill)
+    assert list(TuneChoice) == list(Tune)
+
+
+@pytest.fixture
+def partial_files(pqmim: Pqmim) -> Path:
+    """Folder with two files that hold a part of their tokens, one of them a level deeper."""
+    photo("in/a.png", (96, 96))
+    photo("in/deep/a.png", (64, 96))
+    assert pqmim("encode", "in", "-o", "partial", "--keep", "0.4").exit_code == 0
+    return Path("partial")
+
+
+def test_provenance_of_filled_pictures(pqmim: Pqmim, partial_files: Path) -> None:
+    source = str(partial_files / "a.pqm")
+    result = pqmim("decode", source, "-o", "likely.png")
+    share = re.findall(r"  (\d+\.\d %) invented  ", result.stdout)[0]
+    record = json.loads(pqmim("decode", source, "-o", "none.png", "--fill", "none", "--json").stdout)
+    assert record["invented_share"] == pytest.approx(float(share.rstrip(" %")) / 100, abs=0.001)
+    assert 0.5 < record["invented_share"] < 0.7
+    options = ("--fill", "sample", "--seed", "3", "--temperature", "0.5", "--steps", "4")
+    for name in ("sample.png", "again.png"):
+        assert pqmim("decode", source, "-o", name, *options).exit_code == 0
+    assert pqmim("decode", source, "-o", "other.png", *options, "--seed", "4").exit_code == 0
+
+    def comment(name: str) -> Any:
+        return opened(name).info.get("Comment")
+
+    begin = f"pqmim: {share} of the tokens were not in the file and were filled"
+    assert comment("likely.png") == f"{begin} (likely)"
+    assert comment("none.png") == f"{begin} (none)"
+    assert comment("sample.png") == f"{begin} (sample, seed 3, temperature 0.5, 4 steps)"
+    assert Path("sample.png").read_bytes() == Path("again.png").read_bytes()
+    assert len({pixels(f"{name}.png").tobytes() for name in ("likely", "none", "sample", "other")}) == 4
+
+    assert pqmim("encode", "in/a.png", "-o", "whole.pqm").exit_code == 0
+    whole = pqmim("decode", "whole.pqm", "--json")
+    assert json.loads(whole.stdout)["invented_share"] == 0
+    assert comment("whole.png") is None
+    assert "invented" not in pqmim("decode", "whole.pqm", "-f").stdout
+
+
+def test_progress_pictures(pqmim: Pqmim, partial_files: Path) -> None:
+    decode = ("decode", str(partial_files), "-o", "out", "--progress-dir", "steps/new")
+    assert pqmim(*decode).exit_code == 0
+    made = files_below("steps/new")
+    assert {"a.step01.png", "a.step02.png", "a-2.step01.png"} <= set(made)
+    sizes = {name: opened(Path("steps/new", name)).size for name in made}
+    assert {sizes["a.step01.png"], sizes["a-2.step01.png"]} == {(96, 96), (64, 96)}
+    last = max(name for name in made if name.startswith("a.step"))
+    np.testing.assert_array_equal(pixels(Path("steps/new", last)), pixels("out/a.png"))
+
+    decode = ("decode", str(partial_files / "a.pqm"), "-o", "b.png", "--progress-dir", "steps")
+    assert pqmim(*decode).exit_code == 0
+    assert "b.step01.png" in files_below("steps")
+    Path("b.png").unlink()
+    refused = pqmim(*decode)
+    assert (refused.exit_code, Path("b.png").exists()) == (1, False)
+    assert "b.step01.png exists already" in refused.stderr
+    assert pqmim(*decode, "-f").exit_code == 0
+
+
+def test_salvage(pqmim: Pqmim) -> None:
+    photo("a.png", (96, 96))
+    assert pqmim("encode", "a.png", "-q", "100").exit_code == 0
+    Path("b.pqm").write_bytes(Path("a.pqm").read_bytes()[:-10])
+    refused = pqmim("decode", "b.pqm")
+    assert (refused.exit_code, files_below(".")) == (1, ["a.png", "a.pqm", "b.pqm"])
+    result = pqmim("decode", "b.pqm", "--salvage")
+    assert result.exit_code == 0
+    assert result.stderr == "pqmim: b.pqm: warning: checksum mismatch: cut or damaged\n"
+    assert " % invented  " in result.stdout
+    image = opened("b.png")
+    assert image.size == (96, 96)
+    assert image.info["Comment"].endswith("; salvaged: checksum mismatch: cut or damaged")
+    record = json.loads(pqmim("decode", "b.pqm", "--salvage", "-f", "--json").stdout)
+    assert record["problem"] == "checksum mismatch: cut or damaged"
+    assert 0 < record["invented_share"] < 1
+
+    whole = pqmim("decode", "a.pqm", "--salvage", "-o", "whole.png", "--json")
+    assert (whole.stderr, json.loads(whole.stdout)["problem"]) == ("", None)
+    Path("c.pqm").write_bytes(b"something else")
+    assert pqmim("decode", "c.pqm", "--salvage").exit_code == 1
+
+
+def test_truncate(pqmim: Pqmim) -> None:
+    photo("in/a.png", (96, 96))
+    photo("in/deep/b.png", (96, 64))
+    assert pqmim("encode", "in", "-o", "full", "-q", "100").exit_code == 0
+    result = pqmim("truncate", "full", "-o", "cut", "--bytes", "25")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert files_below("cut") == ["a.pqm", "deep/b.pqm"]
+    assert [Path("cut", name).stat().st_size for name in files_below("cut")] == [25, 25]
+    assert "  partial  " in result.stdout.splitlines()[0]
+    assert pqmim("decode", "cut", "-o", "out").exit_code == 0
+
+    assert pqmim("truncate", "full/a.pqm", "-o", "a.pqm", "--bpp", "0.02").exit_code == 0
+    assert Path("a.pqm").stat().st_size == int(0.02 * 96 * 96 / 8)
+    piped = pqmim("truncate", "-", "--bytes", "25", stdin=Path("full/a.pqm").read_bytes())
+    assert piped.stdout_bytes == Path("cut/a.pqm").read_bytes()
+    unchanged = pqmim("truncate", "full/a.pqm", "-o", "same.pqm", "--bytes", "100000")
+    assert "partial" not in unchanged.stdout
+    assert Path("same.pqm").read_bytes() == Path("full/a.pqm").read_bytes()
+
+    too_small = pqmim("truncate", "full/a.pqm", "-o", "b.pqm", "--bytes", "5")
+    smallest = smallest_size(Path("full/a.pqm").read_bytes())
+    assert too_small.exit_code == 1
+    assert too_small.stderr.endswith(f"no file of 5 bytes is possible; the smallest has {smallest}\n")
+    itself = pqmim("truncate", "a.pqm", "-o", "a.pqm", "--bytes", "20", "-f")
+    assert (itself.exit_code, itself.stderr) == (1, "pqmim: a.pqm: a.pqm is an input and is not overwritten\n")
+
+
+def test_info_of_partial_files(pqmim: Pqmim, partial_files: Path, tiny_model: Path) -> None:
+    source = str(partial_files / "a.pqm")
+    unknown = pqmim("info", source, "-v")
+    assert unknown.exit_code == 0
+    assert "  partial  mini form  " in unknown.stdout
+    assert "  holds an unknown share of the tokens" in unknown.stdout
+    assert "which is not a shipped one" in unknown.stderr
+    assert json.loads(pqmim("info", source, "--json").stdout)["known_share"] is None
+
+    known = pqmim("info", source, "-m", str(tiny_model))
+    assert (known.exit_code, known.stderr) == (0, "")
+    assert re.search(r"  holds (39|40|41)\.\d % of the tokens", known.stdout)
+    record = json.loads(pqmim("info", source, "-m", str(tiny_model), "--json").stdout)
+    assert (record["known_share"], record["is_mini"]) == (pytest.approx(0.4, abs=0.01), True)
+    missing = pqmim("info", source, "-m", "no-such-model")
+    assert missing.exit_code == 1
+    assert ONE_LINE_ERROR.fullmatch(missing.stderr)
+
+
+def test_mini_files_find_their_shipped_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pqmim import checkpoints
+
+    shipped = checkpoints.ShippedModel("tiny", bytes.fromhex("12345678"), Path("tiny"), "")
+    monkeypatch.setattr(checkpoints, "shipped_models", lambda: [shipped])
+    assert checkpoints.shipped_model_of(bytes.fromhex("1234")) == shipped
+
+
+def test_generate(pqmim: Pqmim) -> None:
+    command = ("generate", "-o", "out", "--size", "40x24")
+    result = pqmim(*command, "-n", "3", "--seed", "5", "--temperature", "0.8", "--steps", "3")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert files_below("out") == ["00.png", "01.png", "02.png"]
+    assert re.fullmatch(r"out.00\.png  40 x 24  seed 5  \d+\.\d\d s", result.stdout.splitlines()[0])
+    image = opened("out/01.png")
+    assert image.size == (40, 24)
+    assert image.info["Comment"] == (
+        "pqmim: nothing was sent, all tokens were drawn (sample, seed 6, temperature 0.8, 3 steps)"
+    )
+    refused = pqmim(*command)
+    assert refused.exit_code == 1
+    assert "00.png exists already" in refused.stderr
+    same = pqmim(*command, "-f", "--seed", "6", "--temperature", "0.8", "--steps", "3", "--json")
+    assert json.loads(same.stdout)["seed"] == 6
+    np.testing.assert_array_equal(pixels("out/00.png"), pixels("out/01.png"))
+
+
+def test_inpaint_changes_what_is_masked_only(pqmim: Pqmim) -> None:
+    photo("a.png", (96, 64))
+    mask = np.zeros((64, 96), np.uint8)
+    mask[20:40, 30:60] = 255
+    Image.fromarray(mask).save("mask.png")
+    result = pqmim("inpaint", "a.png", "--mask", "mask.png", "-o", "b.png")
+    assert (result.exit_code, result.stderr) == (0, "")
+    before, after = pixels("a.png"), pixels("b.png")
+    np.testing.assert_array_equal(after[mask == 0], before[mask == 0])
+    assert (after[mask == 255] != before[mask == 255]).any()
+    assert opened("b.png").info["Comment"].endswith("(sample, seed 0, temperature 1)")
+    assert pqmim("inpaint", "a.png", "--mask", "mask.png", "-o", "c.png", "--fill", "likely").exit_code == 0
+
+    photo("small.png", (10, 10))
+    wrong = pqmim("inpaint", "a.png", "--mask", "small.png", "-o", "d.png")
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
+    missing = pqmim("inpaint", "a.png", "--mask", "missing.png", "-o", "d.png")
+    assert (missing.exit_code, missing.stderr) == (1, "pqmim: missing.png: No such file or directory\n")
+
+
+def test_gallery(pqmim: Pqmim) -> None:
+    photo("in/a.png", (64, 48))
+    Path("in/broken.png").write_bytes(b"")
+    result = pqmim("gallery", "in", "-o", "out/page.html", "--keeps", "1,0.5,0", "--seed", "2")
+    assert result.exit_code == 1  # of the broken one
+    assert re.fullmatch(r"in.a\.png  \d+ \d+ \d+ B", result.stdout.splitlines()[0])
+    page = Path("out/page.html").read_text("utf-8")
+    assert result.stdout.splitlines()[1].endswith(f"page.html  1 images  {len(page.encode()):,} B")
+    assert "sampled with seed 2" in page
+    assert pqmim("gallery", "in/a.png", "-o", "out/page.html").exit_code == 1
+    assert pqmim("gallery", "in/a.png", "-o", "out/page.html", "-f", "--keeps", "1").exit_code == 0
+
+
 def test_info_of_another_models_file(pqmim: Pqmim, tiny_model: Path) -> None:
     photo("a.png", mode="RGBA")
     assert pqmim("encode", "a.png").exit_code == 0
@@ -323,6 +606,7 @@ def test_info_of_another_models_file(pqmim: Pqmim, tiny_model: Path) -> None:
     assert result.exit_code == 0
     model_id = parse(Path("a.pqm").read_bytes()).model_id.hex()
     assert f"model unknown ({model_id})" in result.stdout
+    assert "  full form  " in result.stdout
     assert "  level " in result.stdout
     assert "alpha 1 B" in result.stdout
 
@@ -499,7 +783,17 @@ def run_child(*arguments: str, **options: Any) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["encode", "--help"], ["models"], ["info", "a.pqm"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["encode", "--help"],
+        ["models"],
+        ["info", "a.pqm"],
+        ["truncate", "a.pqm", "-o", "b.pqm", "--bytes", "12"],
+    ],
+)
 def test_quick_commands_do_not_import_torch(pqmim: Pqmim, arguments: list[str]) -> None:
     photo("a.png")
     assert pqmim("encode", "a.png").exit_code == 0

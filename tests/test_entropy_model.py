@@ -81,8 +81,16 @@ def test_the_level_has_influence_on_the_network_and_on_the_start(model: EntropyM
         assert not torch.equal(hidden[0], hidden[1])
         same = hidden[0, 0, :1].expand(2, -1)
         logits = model.logits(same, torch.tensor([0, 3]), 0, model.num_subquantizers, simulate=simulate)
+        if not simulate:
+            head = (same[0] @ model.head.weight.t() + model.head.bias).view(model.num_subquantizers, -1)
+            for row, level in zip(logits, (0, 3), strict=True):
+                products = torch.einsum("mr,mkr->mk", head, model.token_factors[level])
+                assert torch.allclose(row, products + model.token_bias[level], atol=1e-4)
+        with pytest.MonkeyPatch.context() as patch:  # without factors the prior of the level is all there is
+            patch.setattr(model.token_factors, "data", torch.zeros_like(model.token_factors))
+            start = model.logits(same, torch.tensor([0, 3]), 0, model.num_subquantizers, simulate=simulate)
         difference = model.token_bias[3] - model.token_bias[0]
-        assert torch.allclose(logits[1] - logits[0], difference, atol=1.01 * LOGIT_UNIT if simulate else 1e-4)
+        assert torch.allclose(start[1] - start[0], difference, atol=1.01 * LOGIT_UNIT if simulate else 1e-4)
 
 
 def test_samples_of_a_batch_do_not_mix(model: EntropyModel) -> None:
@@ -140,10 +148,13 @@ def test_drawn_masks_never_show_what_is_predicted(model: EntropyModel) -> None:
     quincunx = torch.from_numpy(quincunx_steps(8, 8))
     groups = set()
     for seed in range(60):
-        known, predicted, group = draw_masks(model, 3, quincunx, torch.Generator().manual_seed(seed))
+        known, predicted, later, group = draw_masks(model, 3, quincunx, torch.Generator().manual_seed(seed))
         first, last = model.schedule.group_bounds(group)
         assert known.shape == (3, 3, 8, 8)
         assert predicted.shape == (3, 8, 8)
         assert not (known[:, first:last] & predicted[:, None]).any()
+        assert later.shape == predicted.shape
+        assert not (known[:, first:last] & later[:, None]).any()
+        assert not (predicted & later).any()
         groups.add(group)
     assert groups == set(range(model.schedule.num_groups))

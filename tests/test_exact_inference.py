@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pqmim.config import MAX_INNER, NUM_LEVELS
+from pqmim.config import MAX_INNER
 from pqmim.entropy_model import EntropyModel
 from pqmim.errors import ConfigError, ModelError
 from pqmim.exact_inference import (
@@ -154,7 +154,7 @@ def test_one_token_changes_the_frequencies(models: dict[str, ExactEntropyModel])
     tokens[7, 1] = 3
     model.reveal(other, positions, 0, 2, tokens)
     near = torch.tensor([8])
-    before, after = (model.frequencies(model.hidden(s, near), 0, 2) for s in (state, other))
+    before, after = (model.frequencies(model.head(model.hidden(s, near), 2), 0, 3) for s in (state, other))
     assert not torch.equal(before, after)
 
 
@@ -165,8 +165,36 @@ def test_another_level_gives_other_frequencies(models: dict[str, ExactEntropyMod
     positions = torch.arange(4)
     hidden = [model.hidden(model.start(2, 2, level), positions) for level in range(NUM_LEVELS)]
     assert not torch.equal(hidden[0], hidden[1])  # the network is told it,
-    by_level = [model.frequencies(hidden[0], level, 0) for level in range(NUM_LEVELS)]
-    assert not torch.equal(by_level[0], by_level[1])  # and the logits start from its bias
+    head = model.head(hidden[0], 0)
+    by_level = [model.frequencies(head, level, 0) for level in range(NUM_LEVELS)]
+    assert not torch.equal(by_level[0], by_level[1])  # and the logits are of its codewords
+
+
+def test_sub_quantizers_one_by_one_have_the_frequencies_of_the_group(models: dict[str, ExactEntropyModel]) -> None:
+    for model in models.values():
+        head = model.head(model.hidden(model.start(3, 4, 1), torch.arange(12)), 1)  # of sub-quantizers 1 and 2
+        assert head.shape == (2, 12, CONFIG.token_rank)
+        together = model.frequencies(head, 1, 1)
+        for m in range(2):
+            assert torch.equal(model.frequencies(head[m : m + 1], 1, 1 + m), together[m : m + 1])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.01, 100), st.integers(0, NUM_LEVELS - 1))
+def test_sharpened_frequencies_are_valid_and_the_same_for_every_kernel(
+    models: dict[str, ExactEntropyModel], sharpness: float, level: int
+) -> None:
+    results = []
+    for model in models.values():
+        head = model.head(model.hidden(model.start(3, 4, level), torch.arange(12)), 0)
+        results.append(model.frequencies(head, level, 0, sharpness=sharpness))
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert (results[0] >= 1).all()
+    assert (results[0].sum(-1) == 1 << 16).all()
+    as_coded = model.frequencies(head, level, 0)
+    assert torch.equal(model.frequencies(head, level, 0, sharpness=1.0), as_coded)
+    (flatter, sharper) = (as_coded, results[0]) if sharpness > 1 else (results[0], as_coded)
+    assert (sharper.amax(-1) >= flatter.amax(-1) - 2).all()  # what rounding leaves goes to the first of equals
 
 
 # -- what the schedule keeps --------------------------------------------------------------------------------
@@ -190,6 +218,12 @@ def test_revealing_in_any_order_and_parts(
             for part in torch.randperm(count, generator=generator).chunk(3):
                 model.reveal(in_parts, part, first, last, tokens[part, first:last])
         assert torch.equal(at_once.embedded, in_parts.embedded)
+        in_two = model.start(*grid, level)
+        known = torch.rand(len(RUNS), count, generator=generator) < 0.5
+        known[1] = known[0]
+        for part in (known, ~known):
+            model.reveal_grid(in_two, tokens.t(), part)
+        assert torch.equal(at_once.embedded, in_two.embedded)
 
 
 def test_hidden_at_some_positions_is_hidden_at_all(models: dict[str, ExactEntropyModel]) -> None:
@@ -201,7 +235,9 @@ def test_hidden_at_some_positions_is_hidden_at_all(models: dict[str, ExactEntrop
         some = torch.tensor([3, 4, 17, 29])
         assert torch.equal(model.hidden(state, some), everywhere[some])
         assert model.hidden(state, some[:0]).shape == (0, CONFIG.width)
-        assert torch.equal(model.frequencies(everywhere[some], 2, 1), model.frequencies(everywhere, 2, 1)[some])
+        head, some_head = model.head(everywhere, 1), model.head(everywhere[some], 1)
+        assert torch.equal(some_head, head[:, some])
+        assert torch.equal(model.frequencies(some_head, 2, 1), model.frequencies(head, 2, 1)[:, some])
 
 
 # -- operations, each against its definition ----------------------------------------------------------------
@@ -359,7 +395,7 @@ def test_every_depth_as_simulated(depth: int) -> None:
     for group in range(exact.schedule.num_groups):
         first, last = exact.schedule.group_bounds(group)
         expected = model.logits(simulated, torch.full((63,), level), first, last, simulate=True).softmax(2)
-        found = exact.frequencies(hidden, level, group).double() / (1 << 16)
+        found = exact.frequencies(exact.head(hidden, group), level, first).transpose(0, 1).double() / (1 << 16)
         extra_bits = (expected * (expected.log2() - found.log2())).sum(2).mean()
         assert abs(extra_bits) < 0.003
 

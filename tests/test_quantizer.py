@@ -9,7 +9,7 @@ from conftest import make_tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqmim.quantizer import FactorizedDensity, ProductQuantizer, fit_codebook, fit_priors, order_channels
+from pqmim.quantizer import FactorizedDensity, ProductQuantizer, fit_codebook, order_channels
 from pqmim.token_coding import RateDistortionChoice
 
 
@@ -25,9 +25,10 @@ def quantizer() -> ProductQuantizer:
     return made.requires_grad_(False)
 
 
-def brute_force(quantizer: ProductQuantizer, z: torch.Tensor, w: float) -> torch.Tensor:
+def brute_force(quantizer: ProductQuantizer, z: torch.Tensor, w: float, level: int | None = None) -> torch.Tensor:
     """Definition of the choice, one latent vector and codeword at a time, in float64."""
-    bits = quantizer.prior_bits(w)[0].double()
+    level = int(quantizer.level(max(w, 1e-9))) if level is None else level
+    bits = quantizer.prior_bits()[level].double()
     tokens = torch.zeros(z.shape[0], quantizer.num_subquantizers, *z.shape[2:], dtype=torch.int64)
     for b in range(z.shape[0]):
         for y in range(z.shape[2]):
@@ -35,7 +36,7 @@ def brute_force(quantizer: ProductQuantizer, z: torch.Tensor, w: float) -> torch
                 for m, run in enumerate(quantizer.runs()):
                     values = z[b, quantizer.order[run], y, x].double()
                     costs = [
-                        float((values - quantizer.codebook[k, run].double()).square().sum() + w * bits[m, k])
+                        float((values - quantizer.codebook[level, k, run].double()).square().sum() + w * bits[m, k])
                         for k in range(quantizer.num_codewords)
                     ]
                     tokens[b, m, y, x] = min(range(len(costs)), key=costs.__getitem__)
@@ -76,6 +77,11 @@ def test_runs_have_about_equal_rate() -> None:
 def test_choice_against_brute_force(quantizer: ProductQuantizer, w: float) -> None:
     z = torch.randn(2, 10, 3, 4, generator=torch.Generator().manual_seed(1))
     assert torch.equal(quantizer.assign(z, w), brute_force(quantizer, z, w))
+    for level in (0, 5):
+        assert torch.equal(quantizer.assign(z, w, torch.tensor([level, level])), brute_force(quantizer, z, w, level))
+    mixed = quantizer.assign(z, w, torch.tensor([1, 4]))
+    for b, level in enumerate((1, 4)):
+        assert torch.equal(mixed[b : b + 1], brute_force(quantizer, z[b : b + 1], w, level))
 
 
 def test_choice_with_a_trade_off_per_sample(quantizer: ProductQuantizer) -> None:
@@ -86,47 +92,62 @@ def test_choice_with_a_trade_off_per_sample(quantizer: ProductQuantizer) -> None
         assert torch.equal(together[b : b + 1], quantizer.assign(z[b : b + 1], w))
 
 
-def test_coding_loop_without_rate_takes_the_nearest_codeword(quantizer: ProductQuantizer) -> None:
+@pytest.mark.parametrize("level", [0, 3])
+def test_coding_loop_without_rate_takes_the_nearest_codeword(quantizer: ProductQuantizer, level: int) -> None:
     z = torch.randn(1, 10, 2, 3, generator=torch.Generator().manual_seed(3))
-    choice = RateDistortionChoice(quantizer, z, 0.0)
-    distances = torch.stack([quantizer.squared_distances(choice.columns, m) for m in range(3)])
-    nearest = brute_force(quantizer, z, 0.0).flatten(2)[0]
-    assert torch.equal(distances.argmin(2), nearest)
+    choice = RateDistortionChoice(quantizer, z, 0.0, level)
+    frequencies = torch.full((2, 6, 16), 1 << 12, dtype=torch.int32)
+    nearest = brute_force(quantizer, z, 0.0, level).flatten(2)[0]
+    assert torch.equal(choice(1, torch.arange(6), frequencies), nearest[1:])
+    some = torch.tensor([1, 4])
+    assert torch.equal(choice(0, some, frequencies[:1, :2]), nearest[:1, some])
+
+
+def test_coding_loop_weighs_bits_by_the_trade_off_of_the_position(quantizer: ProductQuantizer) -> None:
+    z = torch.randn(1, 10, 2, 3, generator=torch.Generator().manual_seed(3))
+    w = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 1e6])
+    choice = RateDistortionChoice(quantizer, z, w, 2)
+    generator = torch.Generator().manual_seed(4)
+    frequencies = torch.randint(1, 4000, (3, 6, 16), generator=generator, dtype=torch.int32)
+    bits = 16 - frequencies.double().log2()
+    tokens = choice(0, torch.arange(6), frequencies)
+    for m, run in enumerate(quantizer.runs()):
+        values = z[0, quantizer.order[run]].flatten(1).t().double()
+        distances = (values[:, None] - quantizer.codebook[2, :, run].double()).square().sum(2)
+        assert torch.equal(tokens[m], (distances + w.double()[:, None] * bits[m]).argmin(1))
+    assert torch.equal(tokens[:, 5], frequencies[:, 5].argmax(1))
 
 
 def test_codewords_quantize_to_themselves(quantizer: ProductQuantizer) -> None:
-    tokens = torch.randint(0, 16, (1, 3, 4, 4), generator=torch.Generator().manual_seed(4))
-    z = quantizer.dequantize(tokens)
-    assert torch.equal(quantizer.assign(z, 1e-9), tokens)
+    tokens = torch.randint(0, 16, (2, 3, 4, 4), generator=torch.Generator().manual_seed(4))
+    levels = torch.tensor([0, 4])
+    z = quantizer.dequantize(tokens, levels)
+    assert torch.equal(quantizer.assign(z, 1e-9, levels), tokens)
     dropped = [d for d in range(10) if d not in quantizer.order.tolist()]
-    assert torch.equal(z[:, dropped], quantizer.default[dropped][None, :, None, None].expand(1, -1, 4, 4))
+    assert torch.equal(z[:, dropped], quantizer.default[dropped][None, :, None, None].expand(2, -1, 4, 4))
 
 
 def test_dequantize_uses_the_mean_where_unknown(quantizer: ProductQuantizer) -> None:
     tokens = torch.randint(0, 16, (2, 3, 2, 2), generator=torch.Generator().manual_seed(5))
     known = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(6)) < 0.5
-    z, whole = quantizer.dequantize(tokens, known), quantizer.dequantize(tokens)
+    levels = torch.tensor([2, 5])
+    z, whole = quantizer.dequantize(tokens, levels, known), quantizer.dequantize(tokens, levels)
     for m, run in enumerate(quantizer.runs()):
         for channel in quantizer.order[run]:
             expected = torch.where(known[:, m], whole[:, channel], quantizer.default[channel])
             assert torch.equal(z[:, channel], expected)
-    nothing = quantizer.dequantize(tokens, torch.zeros(1, 3, 1, 1, dtype=torch.bool))
+    nothing = quantizer.dequantize(tokens, levels, torch.zeros(1, 3, 1, 1, dtype=torch.bool))
     assert torch.equal(nothing, quantizer.default[None, :, None, None].expand_as(nothing))
 
 
-def test_priors_interpolate_and_stop_at_the_ends(quantizer: ProductQuantizer) -> None:
-    grid = quantizer.prior_log_w.tolist()
-    exact = -quantizer.prior_logits.log_softmax(2) / math.log(2)
-    for level, log_w in enumerate(grid):
-        assert torch.allclose(quantizer.prior_bits(math.exp(log_w))[0], exact[level], atol=1e-4)
-    middle = quantizer.prior_bits(math.exp((grid[2] + grid[3]) / 2))[0]
-    assert torch.allclose(middle, (exact[2] + exact[3]) / 2, atol=1e-4)
-    assert torch.equal(quantizer.prior_bits(1e-9)[0], exact[0])
-    assert torch.equal(quantizer.prior_bits(1e9)[0], exact[-1])
+def test_static_bits_are_those_of_the_priors(quantizer: ProductQuantizer) -> None:
+    bits = quantizer.prior_bits()
+    assert bits.shape == (6, 3, 16)
+    assert torch.allclose(torch.exp2(-bits), quantizer.prior_logits.softmax(2), atol=1e-6)
 
 
-def test_level_names_the_nearest_prior(quantizer: ProductQuantizer) -> None:
-    grid = quantizer.prior_log_w
+def test_level_is_that_of_the_nearest_trade_off(quantizer: ProductQuantizer) -> None:
+    grid = quantizer.level_log_w
     levels = torch.arange(len(grid))
     assert torch.equal(quantizer.level(grid.exp()), levels)
     assert torch.equal(quantizer.level((grid + 0.45).exp()), levels)  # they are 1 apart
@@ -135,17 +156,19 @@ def test_level_names_the_nearest_prior(quantizer: ProductQuantizer) -> None:
     assert quantizer.level(1.0).shape == ()
 
 
-def test_more_weight_on_rate_costs_fewer_bits_and_more_distortion() -> None:
+@pytest.mark.parametrize("level", [0, 2, 5])
+def test_more_weight_on_rate_costs_fewer_bits_and_more_distortion(level: int) -> None:
     quantizer = make_tiny_tokenizer().quantizer.requires_grad_(False)
     z = quantizer.default[None, :, None, None] + torch.randn(
         1, quantizer.num_channels, 16, 16, generator=torch.Generator().manual_seed(7)
     )
-    prior = quantizer.prior_bits(1.0)[0]
+    levels = torch.tensor([level])
+    prior = quantizer.prior_bits()[level]
     rates, distortions = [], []
     for w in (0.01, 0.3, 3.0, 30.0):
-        tokens = quantizer.assign(z, w)
+        tokens = quantizer.assign(z, w, levels)
         rates.append(float(prior.gather(1, tokens[0].flatten(1)).sum()))
-        distortions.append(float((quantizer.dequantize(tokens) - z).square().sum()))
+        distortions.append(float((quantizer.dequantize(tokens, levels) - z).square().sum()))
     assert rates == sorted(rates, reverse=True)
     assert distortions == sorted(distortions)
 
@@ -167,22 +190,6 @@ def test_fitted_codebook_is_entropy_constrained() -> None:
     assert fine[0] > coarse[0] + 1
     assert fine[1] < coarse[1]
     assert fine[1] < 0.5  # of a variance of 10
-
-
-def test_fitted_priors_are_the_counts_at_their_trade_off() -> None:
-    torch.manual_seed(0)
-    quantizer = ProductQuantizer(2, 2, 1, 8)
-    quantizer.codebook.data = torch.randn(8, 2)
-    quantizer.prior_log_w.copy_(torch.linspace(-3, 2, 6))
-    z = torch.randn(1, 2, 500, 1)
-    fit_priors(quantizer, z, 12)
-    entropies = []
-    for level, log_w in enumerate(quantizer.prior_log_w):
-        usage = torch.bincount(quantizer.assign(z, math.exp(float(log_w))).flatten(), minlength=8) / 500
-        probabilities = quantizer.prior_logits.data[level, 0].softmax(0)
-        assert torch.allclose(probabilities, usage, atol=0.05)
-        entropies.append(float(-(probabilities * probabilities.log2()).sum()))
-    assert entropies == sorted(entropies, reverse=True)
 
 
 def test_density_is_a_density() -> None:

@@ -1,21 +1,25 @@
 """The step loop: what the writer sends the reader reads, and a frequency that is off by one is found out."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import synthetic_photo
-from exact_model import NUM_CODEWORDS, NUM_LEVELS, RUNS, exact_model
+from exact_model import CONFIG, NUM_CODEWORDS, NUM_LEVELS, RUNS, exact_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
+from pqmim.bitstream import parse
 from pqmim.codec import Codec, load_codec
 from pqmim.errors import DamagedFileError, TokenCheckError
 from pqmim.exact_inference import ExactEntropyModel, exact_kernels
-from pqmim.range_coding import TokenReader, TokenWriter
-from pqmim.schedule import Step, positions_of
-from pqmim.token_coding import CHUNK_POSITIONS, GivenTokens, bits_table, code_tokens
+from pqmim.range_coding import PrefixReader, TokenReader, TokenWriter
+from pqmim.schedule import Schedule, positions_of
+from pqmim.token_coding import CHUNK_TOKENS, GivenTokens, PrefixWriter, TokenGrid, _blocks, bits_table, code_tokens
 
 CPU = torch.device("cpu")
 
@@ -27,23 +31,37 @@ def model() -> ExactEntropyModel:
 
 def written(model: ExactEntropyModel, tokens: Tensor, level: int = 1) -> bytes:
     writer = TokenWriter()
-    coded = code_tokens(model, writer, tokens.shape[1], tokens.shape[2], level, GivenTokens(tokens))
-    assert torch.equal(coded, tokens)
+    grid = code_tokens(model, writer, tokens.shape[1], tokens.shape[2], level, GivenTokens(tokens))
+    assert grid.is_complete
+    assert torch.equal(grid.tokens, tokens)
     return writer.finish()
 
 
 def read(model: ExactEntropyModel, payload: bytes, height: int, width: int, level: int = 1) -> Tensor:
     reader = TokenReader(payload)
-    tokens = code_tokens(model, reader, height, width, level)
+    grid = code_tokens(model, reader, height, width, level)
+    assert grid.is_complete
     reader.finish()
-    return tokens
+    return grid.tokens
 
 
-@settings(deadline=None, max_examples=30)
+def random_tokens(height: int, width: int, seed: int) -> Tensor:
+    shape = (len(RUNS), height, width)
+    return torch.randint(NUM_CODEWORDS, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def coding_order(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """(sub-quantizer, position) of every token as a file holds them, spelled out."""
+    for step in Schedule(len(RUNS), CONFIG.group_steps).steps:
+        for m in range(step.first, step.last):
+            for position in positions_of(step, height, width):
+                yield m, int(position)
+
+
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 999), st.sampled_from(["any", "zero", "last"]))
 def test_round_trip(model: ExactEntropyModel, height: int, width: int, seed: int, kind: str) -> None:
-    shape = (len(RUNS), height, width)
-    tokens = torch.randint(NUM_CODEWORDS, shape, generator=torch.Generator().manual_seed(seed))
+    tokens = random_tokens(height, width, seed)
     if kind == "zero":
         tokens.zero_()
     elif kind == "last":
@@ -54,7 +72,7 @@ def test_round_trip(model: ExactEntropyModel, height: int, width: int, seed: int
 
 
 def test_every_kernel_writes_and_reads_the_same() -> None:
-    tokens = torch.randint(NUM_CODEWORDS, (len(RUNS), 7, 6), generator=torch.Generator().manual_seed(0))
+    tokens = random_tokens(7, 6, 0)
     models = [exact_model(kernel) for kernel in exact_kernels(CPU)]
     payloads = {written(model, tokens) for model in models}
     assert len(payloads) == 1
@@ -63,7 +81,7 @@ def test_every_kernel_writes_and_reads_the_same() -> None:
 
 
 def test_another_level_does_not_read_the_tokens(model: ExactEntropyModel) -> None:
-    tokens = torch.randint(NUM_CODEWORDS, (len(RUNS), 7, 6), generator=torch.Generator().manual_seed(3))
+    tokens = random_tokens(7, 6, 3)
     payload = written(model, tokens, 0)
     try:
         misread = read(model, payload, 7, 6, 2)
@@ -72,24 +90,65 @@ def test_another_level_does_not_read_the_tokens(model: ExactEntropyModel) -> Non
     assert not torch.equal(misread, tokens)
 
 
-def test_more_positions_than_a_chunk(model: ExactEntropyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = torch.randint(NUM_CODEWORDS, (len(RUNS), 8, 9), generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("chunk", [1, 7, 40, 100])
+def test_chunks_bound_memory_and_nothing_else(
+    model: ExactEntropyModel, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    tokens = random_tokens(8, 9, 1)
     payload = written(model, tokens)
-    assert CHUNK_POSITIONS > 7
-    monkeypatch.setattr("pqmim.token_coding.CHUNK_POSITIONS", 7)
-    assert written(model, tokens) == payload  # chunks bound memory, nothing else
+    assert CHUNK_TOKENS > 144  # the largest step
+    monkeypatch.setattr("pqmim.token_coding.CHUNK_TOKENS", chunk)
+    sizes = []
+    original = ExactEntropyModel.frequencies
+
+    def watched(self: ExactEntropyModel, head: Tensor, *args: int, **kwargs: float) -> Tensor:
+        sizes.append(head.shape[0] * head.shape[1])
+        return original(self, head, *args, **kwargs)
+
+    monkeypatch.setattr(ExactEntropyModel, "frequencies", watched)
+    assert written(model, tokens) == payload
+    assert max(sizes) <= chunk
     assert torch.equal(read(model, payload, 8, 9), tokens)
+    part = code_tokens(model, PrefixReader(payload[: len(payload) // 2]), 8, 9, 1)
+    monkeypatch.undo()
+    assert torch.equal(code_tokens(model, PrefixReader(payload[: len(payload) // 2]), 8, 9, 1).known, part.known)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 20), st.integers(0, 3000), st.integers(1, 3000))
+def test_blocks_cut_a_step_in_coding_order(num_subquantizers: int, num_positions: int, chunk: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pqmim.token_coding.CHUNK_TOKENS", chunk)
+        blocks = list(_blocks(num_subquantizers, num_positions))
+    order = np.arange(num_subquantizers * num_positions).reshape(num_subquantizers, -1)
+    parts = [order[rows, columns].ravel() for rows, columns in blocks]
+    assert all(0 < len(part) <= chunk for part in parts)
+    assert np.array_equal(np.concatenate([np.empty(0, int), *parts]), order.ravel())
+
+
+def test_tokens_are_coded_in_the_documented_order(model: ExactEntropyModel) -> None:
+    tokens = random_tokens(5, 6, 4)
+    sent: list[int] = []
+
+    class Recorder(TokenWriter):
+        def code(self, frequencies: np.ndarray, tokens: np.ndarray | None = None) -> np.ndarray:
+            coded = super().code(frequencies, tokens)
+            sent.extend(coded.tolist())
+            return coded
+
+    code_tokens(model, Recorder(), 5, 6, 1, GivenTokens(tokens))
+    assert sent == [int(tokens.flatten(1)[m, position]) for m, position in coding_order(5, 6)]
 
 
 def test_payload_is_as_long_as_the_frequencies_say(model: ExactEntropyModel) -> None:
-    tokens = torch.randint(NUM_CODEWORDS, (len(RUNS), 12, 12), generator=torch.Generator().manual_seed(2))
+    tokens = random_tokens(12, 12, 2)
     table = bits_table(CPU).double()
     bits = 0.0
 
     class Counting(GivenTokens):
-        def __call__(self, step: Step, positions: Tensor, frequencies: Tensor) -> Tensor:
+        def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
             nonlocal bits
-            chosen = super().__call__(step, positions, frequencies)
+            chosen = super().__call__(first, positions, frequencies)
             bits += float(table[frequencies.gather(2, chosen[:, :, None])].sum())
             return chosen
 
@@ -106,6 +165,82 @@ def test_bits_of_frequencies() -> None:
     assert torch.isinf(table[0])
 
 
+# -- parts of a grid ------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 999), st.floats(0, 1))
+def test_a_prefix_of_the_payload_gives_the_leading_tokens(
+    model: ExactEntropyModel, height: int, width: int, seed: int, share: float
+) -> None:
+    tokens = random_tokens(height, width, seed)
+    payload = written(model, tokens)
+    prefix = payload[: round(share * len(payload))]
+    grid = code_tokens(model, PrefixReader(prefix), height, width, 1)
+    number = int(grid.known.sum())
+    order = list(coding_order(height, width))
+    for index, (m, position) in enumerate(order):
+        assert bool(grid.known.flatten(1)[m, position]) == (index < number)
+        assert int(grid.tokens.flatten(1)[m, position]) == (tokens.flatten(1)[m, position] if index < number else 0)
+    assert grid.known_share == pytest.approx(number / len(order))
+    if prefix:
+        shorter = code_tokens(model, PrefixReader(prefix[:-1]), height, width, 1)
+        assert int(shorter.known.sum()) <= number
+    else:
+        assert number == 0
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 999), st.data())
+def test_a_prefix_writer_sends_that_many_tokens(
+    model: ExactEntropyModel, height: int, width: int, seed: int, data: st.DataObject
+) -> None:
+    """Also where a step or a block of it ends exactly at the limit."""
+    tokens = random_tokens(height, width, seed)
+    sizes = [(step.last - step.first) * len(positions_of(step, height, width)) for step in model.schedule.steps]
+    ends = np.cumsum(sizes).tolist()
+    limit = data.draw(st.sampled_from(ends) | st.integers(0, tokens.numel() + 3))
+    writer = PrefixWriter(limit)
+    grid = code_tokens(model, writer, height, width, 1, GivenTokens(tokens))
+    assert grid.is_complete  # the encoder goes on: its choices need all tokens
+    payload = writer.finish()
+    assert written(model, tokens).ljust(len(payload), b"\0").startswith(payload)
+    found = code_tokens(model, PrefixReader(payload), height, width, 1)
+    number = int(found.known.sum())
+    assert number >= min(limit, tokens.numel())  # the last byte may tell some more
+    assert torch.equal(found.tokens[found.known], tokens[found.known])
+    if payload:
+        shorter = code_tokens(model, PrefixReader(payload[:-1]), height, width, 1)
+        assert int(shorter.known.sum()) < limit
+
+
+def test_after_every_step_the_grid_is_shown(model: ExactEntropyModel) -> None:
+    tokens = random_tokens(6, 7, 5)
+    payload = written(model, tokens)
+    for reader, is_whole in ((TokenReader(payload), True), (PrefixReader(payload[:40]), False)):
+        counts: list[int] = []
+
+        def count(grid: TokenGrid, counts: list[int] = counts) -> None:
+            counts.append(int(grid.known.sum()))
+
+        grid = code_tokens(model, reader, 6, 7, 1, after_step=count)
+        expected = np.cumsum(
+            [(step.last - step.first) * len(positions_of(step, 6, 7)) for step in model.schedule.steps]
+        ).tolist()
+        assert counts[-1] == int(grid.known.sum())
+        assert counts == (expected if is_whole else [*[e for e in expected if e < counts[-1]], counts[-1]])
+
+
+def test_steps_without_positions_are_not_shown(model: ExactEntropyModel) -> None:
+    tokens = random_tokens(1, 1, 6)
+    shown = []
+    code_tokens(model, TokenReader(written(model, tokens)), 1, 1, 1, after_step=shown.append)
+    assert len(shown) == 3  # one of each group
+
+
+# -- frequencies that are not those of the encoder ------------------------------------------------------------------
+
+
 @pytest.fixture
 def codec(tiny_model: Path) -> Codec:
     return load_codec(tiny_model, device="cpu")
@@ -116,14 +251,17 @@ def test_a_frequency_that_is_off_by_one_is_refused(
     codec: Codec, monkeypatch: pytest.MonkeyPatch, step_to_spoil: int
 ) -> None:
     """As on a machine whose network gives another last bit: one count moves from or to the token that is coded."""
-    data = codec.encode(synthetic_photo(160, 160), quality=100)
+    picture = Image.fromarray(synthetic_photo(160, 160))
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))  # small files have no token check otherwise
+    data = codec.encode(picture, quality=100)
+    assert parse(data).token_check is not None
     tokens = codec.decode_tokens(data)
     original = ExactEntropyModel.frequencies
     calls = 0
 
-    def spoilt(self: ExactEntropyModel, hidden: Tensor, level: int, group: int) -> Tensor:
+    def spoilt(self: ExactEntropyModel, head: Tensor, level: int, first: int) -> Tensor:
         nonlocal calls
-        frequencies = original(self, hidden, level, group).clone()
+        frequencies = original(self, head, level, first).clone()
         if calls == step_to_spoil:  # one call a step: the grid is small
             step = self.schedule.steps[calls]
             token = int(tokens[step.first].flat[positions_of(step, *tokens.shape[1:])[0]])

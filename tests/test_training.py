@@ -116,7 +116,7 @@ def test_logs_and_pictures(tokenizer_file: Path, model_file: Path) -> None:
     for run, stage, names in (
         (tokenizer_file.parent, "transform", {"loss", "bpp", "mse", "gradient_norm", "validation/psnr@4"}),
         (tokenizer_file.parent, "finetune", {"loss", "mse", "gradient_norm"}),
-        (tokenizer_file.parent, "codebooks", {"dimensions", "bits", "perplexity"}),
+        (tokenizer_file.parent, "codebooks", {"bits", "most_bits", "least_bits"}),
         (model_file.parent, "entropy", {"loss", "gradient_norm"}),
     ):
         assert names <= {name for found, _, name, _ in logged(run) if found == stage}, stage
@@ -228,6 +228,25 @@ def test_two_processes_follow_the_curve_of_one(
         assert done.stdout.splitlines() == [str(tmp_path / kind / alone.name)]  # one process speaks for both
         assert_same_curve(tmp_path / kind, alone.parent)
         assert (tmp_path / kind / alone.name).exists()
+
+
+def test_one_process_needs_no_extra(
+    photos: Path, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("accelerate", "tensorboard", "torch.utils.tensorboard", "webdataset"):
+        monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    train_tokenizer.train(tokenizer_config(photos, tmp_path / "run"))
+    assert logged(tmp_path / "run") == logged(tokenizer_file.parent)
+
+
+def test_networks_are_compiled_if_asked_for(
+    photos: Path, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
+    train_tokenizer.train(tokenizer_config(photos, tmp_path / "tokenizer", compile=True))
+    train_entropy_model.train(entropy_config(photos, tokenizer_file, tmp_path / "entropy", compile=True))
+    assert compiled == ["TransformStage", "Analysis", "Synthesis", "TransformerLayer", "TransformerLayer"]
 
 
 def test_a_launcher_needs_accelerate(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

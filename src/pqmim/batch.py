@@ -46,6 +46,11 @@ class Job:
     source: Path
     target: Path | None
 
+    @property
+    def name(self) -> str:
+        """What reports call the input."""
+        return "stdin" if self.source == STANDARD_STREAM else str(self.source)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -60,6 +65,11 @@ class Result:
     fields: dict[str, Any]
     text: str
     data: bytes = b""
+
+
+Convert = Callable[[bytes, Job], Callable[[], Result]]
+"""(bytes of an input, its job) -> what makes its result; only the latter is timed, so that a model can be loaded in the
+former."""
 
 
 @dataclass
@@ -224,15 +234,12 @@ def _walk(top: Path, reporter: Reporter) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
-def run_jobs(
-    jobs: Sequence[Job], convert: Callable[[bytes], Callable[[], Result]], *, force: bool, reporter: Reporter
-) -> None:
+def run_jobs(jobs: Sequence[Job], convert: Convert, *, force: bool, reporter: Reporter) -> None:
     """Do the jobs one after another, with a progress bar if there are several.
 
     Args:
         jobs: from `plan_jobs`.
-        convert: bytes of an input -> what makes its result; only the latter is timed, so that a model can be
-            loaded in the former.
+        convert: makes the results.
         force: existing outputs are replaced.
         reporter: told of each result and failure.
 
@@ -244,38 +251,38 @@ def run_jobs(
     reporter.to_stderr = any(job.target == STANDARD_STREAM for job in jobs)
     with _progress_bar(len(jobs), reporter) as advance:
         for job in jobs:
-            name = "stdin" if job.source == STANDARD_STREAM else str(job.source)
             try:
-                _run_job(job, name, convert, sources=sources, force=force, reporter=reporter)
+                _run_job(job, convert, sources=sources, force=force, reporter=reporter)
             except (ModelError, ConfigError, BrokenPipeError):
                 raise
             except Exception as error:
-                reporter.failure(name, error)
+                reporter.failure(job.name, error)
             advance()
 
 
 def _run_job(
     job: Job,
-    name: str,
-    convert: Callable[[bytes], Callable[[], Result]],
+    convert: Convert,
     *,
     sources: set[str],
     force: bool,
     reporter: Reporter,
 ) -> None:
     if job.target is not None and job.target != STANDARD_STREAM:
-        _check_target(job.target, sources, force=force)
+        if _identity(job.target) in sources:
+            raise OutputError(f"{job.target} is an input and is not overwritten")
+        check_target(job.target, force=force)
     data = sys.stdin.buffer.read() if job.source == STANDARD_STREAM else job.source.read_bytes()
-    make_result = convert(data)
+    make_result = convert(data, job)
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         result = make_result()
     for warning in caught:
         if issubclass(warning.category, UserWarning):  # others are for developers
-            reporter.warning(name, str(warning.message))
+            reporter.warning(job.name, str(warning.message))
     if job.target is None:
-        reporter.result(name, result.text, {"input": name, **result.fields})
+        reporter.result(job.name, result.text, {"input": job.name, **result.fields})
         return
     if job.target == STANDARD_STREAM:
         target_name = "stdout"
@@ -285,7 +292,7 @@ def _run_job(
         target_name = str(job.target)
         write_file(job.target, result.data)
     seconds = time.perf_counter() - start
-    record = {"input": name, "output": target_name, **result.fields, "seconds": round(seconds, 3)}
+    record = {"input": job.name, "output": target_name, **result.fields, "seconds": round(seconds, 3)}
     reporter.result(target_name, f"{result.text}  {seconds:.2f} s", record)
 
 
@@ -311,12 +318,14 @@ def write_file(path: Path, data: bytes) -> None:
         raise OutputError(f"{path}: {error.strerror or error}") from error
 
 
-def _check_target(target: Path, sources: set[str], *, force: bool) -> None:
-    """Find out early what would keep the output from being written."""
+def check_target(target: Path, *, force: bool) -> None:
+    """Find out early what would keep an output from being written.
+
+    Raises:
+        OutputError: it is a folder, or a file that must not be overwritten.
+    """
     if target.is_dir():
         raise OutputError(f"{target} is a folder")
-    if _identity(target) in sources:
-        raise OutputError(f"{target} is an input and is not overwritten")
     if target.is_file() and not force:
         raise OutputError(f"{target} exists already; -f overwrites it")
 

@@ -97,13 +97,13 @@ def shipped_models() -> list[ShippedModel]:
 
 
 def shipped_model_of(model_id: bytes) -> ShippedModel:
-    """Shipped model that decodes the files with this model id.
+    """Shipped model that decodes the files with this model id, or an id that begins so, as in the mini form.
 
     Raises:
         ModelMismatchError: there is none.
     """
     for model in shipped_models():
-        if model.model_id == model_id:
+        if model.model_id.startswith(model_id):
             return model
     raise ModelMismatchError(f"made with model {model_id.hex()}, which is not a shipped one; name it with --model")
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -19,16 +22,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pqmim import bitstream
 from pqmim._version import __version__
-from pqmim.batch import Job, Reporter, Result, UsageError, find_files, plan_jobs, run_jobs
-from pqmim.bitstream import MAGIC, VERSION, Container, parse
+from pqmim.batch import (
+    STANDARD_STREAM,
+    Convert,
+    Job,
+    Reporter,
+    Result,
+    UsageError,
+    check_target,
+    find_files,
+    plan_jobs,
+    run_jobs,
+    write_file,
+)
+from pqmim.bitstream import MAGIC, MINI_MAGIC, VERSION, Container, parse
+from pqmim.errors import LimitError, ModelError, ModelMismatchError, PqmimError, TargetError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from pqmim.benchmark import Benchmark
-    from pqmim.codec import Codec
+    from pqmim.codec import Codec, DecodedImage, EncodeOptions, FillOptions
+    from pqmim.encoder import Region
     from pqmim.evaluate import Evaluation, EvaluationOptions, PqmimCodec
 
 DEFAULT_MODEL = "small"
+DEFAULT_QUALITY = 50.0
 BD_RATE_METRICS = ("psnr-rgb", "ms-ssim-rgb")
 PQM = frozenset({".pqm"})
 NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
@@ -54,13 +75,52 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class TuneChoice(StrEnum):
+    """Values of `encoder.Tune`, which needs torch."""
+
+    PSNR = "psnr"
+    MS_SSIM = "ms-ssim"
+
+
+class FillChoice(StrEnum):
+    """Values of `fill.Fill`, which needs torch."""
+
+    LIKELY = "likely"
+    SAMPLE = "sample"
+    NONE = "none"
+
+
+class ScaleChoice(StrEnum):
+    """How many times smaller a picture is coded."""
+
+    AUTO = "auto"
+    ONE = "1"
+    TWO = "2"
+    FOUR = "4"
+    EIGHT = "8"
+
+
 Inputs = Annotated[list[str], typer.Argument(metavar="IN", help="Files or folders; '-' is stdin.", show_default=False)]
 Output = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="OUT", help="File, folder, or '-' for stdout. [default: beside the input]"),
 ]
+OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the results.")]
 Quality = Annotated[
     float, typer.Option("-q", "--quality", min=0, max=100, help="Higher is better and larger; any number.")
+]
+QualityOrTarget = Annotated[
+    float | None,
+    typer.Option("-q", "--quality", min=0, max=100, help="Higher is better and larger; any number. [default: 50]"),
+]
+FillOption = Annotated[FillChoice, typer.Option(help="What becomes of tokens that are not there.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of sampling; the same seed gives the same picture everywhere.")]
+Temperature = Annotated[float, typer.Option(help="Of sampling: 1 is what the model believes, less is tamer.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Of sampling: passes of the network. [default: as many as coding has]", show_default=False
+    ),
 ]
 EncodingModel = Annotated[
     str, typer.Option("-m", "--model", metavar="MODEL", help="Name of a shipped model, or path of a model.")
@@ -105,7 +165,31 @@ def _root(
 def encode(
     inputs: Inputs,
     output: Output = None,
-    quality: Quality = 50.0,
+    quality: QualityOrTarget = None,
+    target_bytes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Largest size of a file, instead of -q.", show_default=False)
+    ] = None,
+    target_bpp: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Most bits per pixel of the image, instead of -q.", show_default=False),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A target that cannot be met is an error.")] = False,
+    effort: Annotated[
+        int | None, typer.Option(metavar="N", help="1 is fast; more is slower and better.", show_default=False)
+    ] = None,
+    tune: Annotated[TuneChoice, typer.Option(help="What the bits are spent for.")] = TuneChoice.PSNR,
+    roi: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,W,H[,WEIGHT]", help="Part of the picture that matters more; repeatable.", show_default=False
+        ),
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(metavar="FRACTION", help="Share of the tokens to send; the decoder fills the rest.")
+    ] = 1.0,
+    scale: Annotated[
+        ScaleChoice, typer.Option(help="Code the picture this many times smaller; auto: if the target wants it.")
+    ] = ScaleChoice.AUTO,
     model: EncodingModel = DEFAULT_MODEL,
     device: DeviceOption = Device.AUTO,
     max_pixels: MaxPixels = 100_000_000,
@@ -116,17 +200,31 @@ def encode(
 ) -> None:
     """Compress images: photo.jpg becomes photo.pqm."""
     _check_quality(quality)
+    _only_one_of({"-q": quality, "--target-bytes": target_bytes, "--target-bpp": target_bpp})
+    _check_bpp(target_bpp, "--target-bpp")
+    options = _encode_options(effort, tune, roi or [], keep, scale, strict=strict, max_pixels=max_pixels)
     reporter = Reporter(as_json, quiet, verbose)
     codecs = _Codecs(model, device, reporter)
 
-    def convert(data: bytes) -> Callable[[], Result]:
-        from pqmim.codec import EncodeOptions
-
+    def convert(data: bytes, job: Job) -> Callable[[], Result]:
         codec = codecs.named(model)
 
         def make_result() -> Result:
-            coded = codec.encode(data, quality=quality, options=EncodeOptions(max_pixels=max_pixels))
-            return Result(*_file_summary(parse(coded), len(coded)), coded)
+            coded = codec.encode(
+                data,
+                quality=DEFAULT_QUALITY if quality is None else quality,
+                target_bytes=target_bytes,
+                target_bpp=target_bpp,
+                options=options,
+            )
+            container = parse(coded)
+            target = target_bytes if target_bpp is None else _bytes_at(target_bpp, container)
+            if target is not None and len(coded) > target:
+                warnings.warn(f"no file of {target:,} bytes is possible, this is the smallest", stacklevel=2)
+            for region in options.regions:
+                if not _is_inside(region, container):
+                    warnings.warn(f"region {region.x},{region.y} lies outside the image", stacklevel=2)
+            return Result(*_file_summary(container, len(coded)), coded)
 
         return make_result
 
@@ -138,6 +236,19 @@ def encode(
 def decode(
     inputs: Inputs,
     output: Output = None,
+    fill: FillOption = FillChoice.LIKELY,
+    seed: Seed = 0,
+    temperature: Temperature = 1.0,
+    steps: Steps = None,
+    salvage: Annotated[
+        bool, typer.Option("--salvage", help="Decode what can be decoded of a file that was cut or damaged.")
+    ] = False,
+    progress_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write the picture after each step of the decoding into a folder.", show_default=False
+        ),
+    ] = None,
     model: DecodingModel = None,
     device: DeviceOption = Device.AUTO,
     max_pixels: MaxPixels = 100_000_000,
@@ -147,20 +258,31 @@ def decode(
     verbose: Verbose = 0,
 ) -> None:
     """Decompress .pqm files: photo.pqm becomes photo.png."""
+    options = _fill_options(fill, seed, temperature, steps)
     reporter = Reporter(as_json, quiet, verbose)
     codecs = _Codecs(model, device, reporter)
+    progress = None if progress_dir is None else _ProgressFolder(progress_dir, force=force)
 
-    def convert(data: bytes) -> Callable[[], Result]:
-        from pqmim.image_io import save_png
-
-        container = parse(data)
+    def convert(data: bytes, job: Job) -> Callable[[], Result]:
+        container = bitstream.salvage(data)[0] if salvage else parse(data)
         codec = codecs.for_file(container)
 
         def make_result() -> Result:
-            png = io.BytesIO()
-            save_png(codec.decode(data, max_pixels=max_pixels), png)
+            decoded = codec.decode_with_report(
+                data,
+                options=options,
+                salvage=salvage,
+                max_pixels=max_pixels,
+                after_step=None if progress is None else progress.writer(job),
+            )
+            if decoded.problem:
+                warnings.warn(decoded.problem, stacklevel=2)
             fields, text = _file_summary(container, len(data))
-            return Result(fields, f"{container.width} x {container.height}  {text}", png.getvalue())
+            fields |= {"invented_share": round(decoded.invented_share, 6), "problem": decoded.problem or None}
+            text = f"{container.width} x {container.height}  {text}"
+            if decoded.invented_share:
+                text += f"  {_percent(decoded.invented_share)} invented"
+            return Result(fields, text, _png(decoded.image, _provenance(decoded, options)))
 
         return make_result
 
@@ -171,7 +293,7 @@ def decode(
 def tokens(
     inputs: Inputs,
     output: Output = None,
-    quality: Quality = 50.0,
+    quality: Quality = DEFAULT_QUALITY,
     model: DecodingModel = None,
     device: DeviceOption = Device.AUTO,
     force: Force = False,
@@ -181,17 +303,17 @@ def tokens(
 ) -> None:
     """Write the token grids of images or .pqm files: photo.jpg becomes photo.npy.
 
-    The arrays are (M, h, w) uint16. Those of an image are the tokens that `encode` sends at the same quality,
-    with the model `small` if none is named.
+    The arrays are (M, h, w) uint16, 65535 for tokens that a partial file does not hold. Those of an image are the
+    tokens that `encode` sends at the same quality, with the model `small` if none is named.
     """
     _check_quality(quality)
     reporter = Reporter(as_json, quiet, verbose)
     codecs = _Codecs(model, device, reporter)
 
-    def convert(data: bytes) -> Callable[[], Result]:
+    def convert(data: bytes, job: Job) -> Callable[[], Result]:
         import numpy as np
 
-        is_coded = data.startswith(MAGIC)
+        is_coded = data.startswith((MAGIC, MINI_MAGIC))
         codec = codecs.for_file(parse(data)) if is_coded else codecs.named(model or DEFAULT_MODEL)
 
         def make_result() -> Result:
@@ -208,32 +330,76 @@ def tokens(
 
 
 @app.command()
-def info(inputs: Inputs, as_json: Json = False, verbose: Verbose = 0) -> None:
-    """Show what .pqm files hold, and check that they are whole."""
+def truncate(
+    inputs: Inputs,
+    output: Output = None,
+    num_bytes: Annotated[
+        int | None, typer.Option("--bytes", metavar="N", min=1, help="Largest size.", show_default=False)
+    ] = None,
+    bpp: Annotated[
+        float | None, typer.Option(metavar="X", help="Most bits per pixel of the image.", show_default=False)
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Cut .pqm files to smaller ones without decoding them; the decoder fills what is missing."""
+    _only_one_of({"--bytes": num_bytes, "--bpp": bpp}, is_one_needed=True)
+    _check_bpp(bpp, "--bpp")
+    if output is None and any(_is_folder_or_pqm(name) for name in inputs):
+        raise typer.BadParameter("say where to: an input is never overwritten", param_hint="'-o' / '--output'")
+
+    def convert(data: bytes, job: Job) -> Callable[[], Result]:
+        container = parse(data)
+        limit = _bytes_at(bpp, container) if bpp is not None else num_bytes
+        assert limit is not None  # one of the two was given
+
+        def make_result() -> Result:
+            smallest = bitstream.smallest_size(data)
+            if limit < smallest:
+                raise TargetError(f"no file of {limit:,} bytes is possible; the smallest has {smallest:,}")
+            cut = bitstream.truncate(data, limit)
+            return Result(*_file_summary(parse(cut), len(cut)), cut)
+
+        return make_result
+
+    _run(inputs, output, ".pqm", PQM, PQM, convert, force=force, reporter=Reporter(as_json, quiet, verbose))
+
+
+@app.command()
+def info(inputs: Inputs, model: DecodingModel = None, as_json: Json = False, verbose: Verbose = 0) -> None:
+    """Show what .pqm files hold, and check that they are whole.
+
+    The share of the tokens that a partial file holds is found by decoding them, for which the model must be there.
+    """
     reporter = Reporter(as_json, verbosity=verbose)
+    codecs = _Codecs(model, Device.AUTO, reporter)
     with _one_line_errors(reporter):
         from pqmim.checkpoints import shipped_models
 
-        names = {shipped.model_id: shipped.name for shipped in shipped_models()}
+        shipped = shipped_models()
 
-    def convert(data: bytes) -> Callable[[], Result]:
+    def convert(data: bytes, job: Job) -> Callable[[], Result]:
         container = parse(data)
         fields, text = _file_summary(container, len(data))
-        name = names.get(container.model_id)
+        name = next((known.name for known in shipped if known.model_id.startswith(container.model_id)), None)
+        known_share = _known_share(codecs, data, container, reporter)
         fields |= {
             "version": VERSION,
+            "is_mini": container.is_mini,
             "model_id": container.model_id.hex(),
             "model": name,
             "level": container.level,
             "payload_bytes": len(container.payload),
             "alpha_bytes": len(container.alpha or b""),
-            "is_partial": container.is_partial,
-            "scale": container.scale,
+            "known_share": None if known_share is None else round(known_share, 6),
             "token_check": None if container.token_check is None else f"{container.token_check:04x}",
         }
         parts = [
             f"{container.width} x {container.height}",
             text,
+            "mini form" if container.is_mini else "full form",
             f"model {name or 'unknown'} ({container.model_id.hex()})",
             f"level {container.level}",
             f"payload {len(container.payload):,} B",
@@ -241,11 +407,150 @@ def info(inputs: Inputs, as_json: Json = False, verbose: Verbose = 0) -> None:
         if container.alpha is not None:
             parts.append(f"alpha {len(container.alpha):,} B")
         if container.is_partial:
-            parts.append("partial")
+            parts.append(f"holds {'an unknown share' if known_share is None else _percent(known_share)} of the tokens")
         return lambda: Result(fields, "  ".join(parts))
 
     files = find_files([Path(name) for name in inputs], PQM, reporter)
     _do([Job(source, None) for source, _ in files], convert, reporter=reporter)
+
+
+@app.command()
+def generate(
+    output: OutputFolder,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of the pictures, pixels.")],
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many pictures.")] = 1,
+    quality: Quality = DEFAULT_QUALITY,
+    seed: Seed = 0,
+    temperature: Temperature = 1.0,
+    steps: Steps = None,
+    model: EncodingModel = DEFAULT_MODEL,
+    device: DeviceOption = Device.AUTO,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Draw pictures of which nothing was sent: 00.png, 01.png, ... with one seed after the other."""
+    _check_quality(quality)
+    width, height = _width_and_height(size)
+    seeds = range(seed, seed + number)
+    fillings = [_fill_options(FillChoice.SAMPLE, each, temperature, steps) for each in seeds]
+    reporter = Reporter(as_json, quiet, verbose)
+    codecs = _Codecs(model, device, reporter)
+    with _one_line_errors(reporter):
+        targets = [output / f"{index:0{max(2, len(str(number - 1)))}}.png" for index in range(number)]
+        for target in targets:
+            check_target(target, force=force)
+        codec = codecs.named(model)
+        for target, options in zip(targets, fillings, strict=True):
+            start = time.perf_counter()
+            image = codec.generate(width, height, quality=quality, options=options)
+            comment = f"pqmim: nothing was sent, all tokens were drawn ({_how_filled(options)})"
+            write_file(target, _png(image, comment))
+            seconds = time.perf_counter() - start
+            fields = {"output": str(target), "width": width, "height": height, "seed": options.seed}
+            text = f"{width} x {height}  seed {options.seed}  {seconds:.2f} s"
+            reporter.result(str(target), text, fields | {"seconds": round(seconds, 3)})
+
+
+@app.command()
+def inpaint(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The picture; '-' is stdin.", show_default=False)],
+    mask: Annotated[Path, typer.Option(metavar="MASK", help="Picture of the same size, bright where to draw anew.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="File, folder, or '-' for stdout.")],
+    quality: Quality = DEFAULT_QUALITY,
+    fill: FillOption = FillChoice.SAMPLE,
+    seed: Seed = 0,
+    temperature: Temperature = 1.0,
+    steps: Steps = None,
+    model: EncodingModel = DEFAULT_MODEL,
+    device: DeviceOption = Device.AUTO,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Draw a part of a picture anew, from what is around it."""
+    _check_quality(quality)
+    if Path(output).resolve() == mask.resolve():
+        raise typer.BadParameter("is the mask, which is never overwritten", param_hint="'-o' / '--output'")
+    options = _fill_options(fill, seed, temperature, steps)
+    reporter = Reporter(as_json, quiet, verbose)
+    codecs = _Codecs(model, device, reporter)
+    try:
+        from pqmim.image_io import load_picture
+
+        mask_pixels = load_picture(mask).rgb
+    except PqmimError as error:
+        reporter.failure(str(mask), error)
+        raise typer.Exit(1) from error
+
+    def convert(data: bytes, job: Job) -> Callable[[], Result]:
+        codec = codecs.named(model)
+
+        def make_result() -> Result:
+            drawn = codec.inpaint(data, mask_pixels, quality=quality, options=options)
+            comment = f"pqmim: the part under a mask was drawn by the model ({_how_filled(options)})"
+            fields = {"width": drawn.width, "height": drawn.height}
+            return Result(fields, f"{drawn.width} x {drawn.height}", _png(drawn, comment))
+
+        return make_result
+
+    suffixes = _image_suffixes()
+    _run([image], output, ".png", suffixes, suffixes, convert, force=force, reporter=reporter)
+
+
+@app.command()
+def gallery(
+    inputs: Inputs,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The HTML page.")],
+    keeps: Annotated[
+        str, typer.Option(metavar="FRACTION,...", help="Shares of the tokens that are kept.")
+    ] = "1,0.8,0.6,0.4,0.2,0",
+    quality: Quality = DEFAULT_QUALITY,
+    seed: Seed = 0,
+    temperature: Temperature = 1.0,
+    steps: Steps = None,
+    model: EncodingModel = DEFAULT_MODEL,
+    device: DeviceOption = Device.AUTO,
+    max_pixels: MaxPixels = 100_000_000,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show on one page what images become when fewer and fewer of their tokens are sent."""
+    _check_quality(quality)
+    shares = _fractions(keeps)
+    filling = _fill_options(FillChoice.SAMPLE, seed, temperature, steps)
+    reporter = Reporter(as_json, quiet, verbose)
+    codecs = _Codecs(model, device, reporter)
+    with _one_line_errors(reporter):
+        check_target(output, force=force)
+        from pqmim.gallery import GalleryOptions, Strip, gallery_page, make_strip
+
+        options = GalleryOptions(shares, quality, filling, max_pixels)
+        strips: list[Strip] = []
+
+        def convert(data: bytes, job: Job) -> Callable[[], Result]:
+            codec = codecs.named(model)
+
+            def make_result() -> Result:
+                strip = make_strip(codec, Path(job.name).name, data, options)
+                strips.append(strip)
+                sizes = [kept.num_bytes for kept in strip.kept]
+                return Result({"bytes": sizes}, " ".join(f"{size:,}" for size in sizes) + " B")
+
+            return make_result
+
+        files = find_files([Path(name) for name in inputs], _image_suffixes(), reporter)
+        run_jobs([Job(source, None) for source, _ in files], convert, force=force, reporter=reporter)
+        if strips:
+            page = gallery_page(strips, "pqmim gallery", options, model=codecs.named(model).name).encode()
+            write_file(output, page)
+            fields = {"output": str(output), "images": len(strips), "page_bytes": len(page)}
+            reporter.result(str(output), f"{len(strips)} images  {len(page):,} B", fields)
+    _exit(reporter)
 
 
 @app.command()
@@ -283,7 +588,6 @@ def selftest(device: DeviceOption = Device.AUTO, verbose: Verbose = 0) -> None:
     _exit(reporter)
 
 
-OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder for the results.")]
 Models = Annotated[
     list[str] | None,
     typer.Option(
@@ -536,6 +840,190 @@ def _print_benchmark(benchmark: Benchmark, reporter: Reporter) -> None:
         reporter.warning("machine", benchmark.machine["warning"])
 
 
+def _encode_options(
+    effort: int | None,
+    tune: TuneChoice,
+    regions: list[str],
+    keep: float,
+    scale: ScaleChoice,
+    *,
+    strict: bool,
+    max_pixels: int,
+) -> EncodeOptions:
+    """Turn the options of `encode` into those of the codec."""
+    from pqmim.codec import EncodeOptions
+    from pqmim.encoder import Tune
+
+    with _bad_values():
+        return EncodeOptions(
+            effort=EncodeOptions.effort if effort is None else effort,
+            tune=Tune(tune.value),
+            regions=tuple(_region(text) for text in regions),
+            keep=keep,
+            scale=None if scale is ScaleChoice.AUTO else int(scale.value),
+            strict=strict,
+            max_pixels=max_pixels,
+        )
+
+
+def _fill_options(fill: FillChoice, seed: int, temperature: float, steps: int | None) -> FillOptions:
+    """Turn the options about filling into those of the codec."""
+    from pqmim.codec import FillOptions
+    from pqmim.fill import Fill
+
+    with _bad_values():
+        return FillOptions(Fill(fill.value), seed, temperature, steps)
+
+
+@contextmanager
+def _bad_values() -> Iterator[None]:
+    """Turn what the codec says of a value that is out of range into wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _region(text: str) -> Region:
+    """Read a region: X,Y,W,H or X,Y,W,H,WEIGHT."""
+    from pqmim.encoder import Region
+
+    try:
+        numbers = [float(part) if index == 4 else int(part) for index, part in enumerate(text.split(","))]
+    except ValueError:
+        numbers = []
+    if not 4 <= len(numbers) <= 5:
+        raise typer.BadParameter(f"{text!r} is not X,Y,W,H or X,Y,W,H,WEIGHT", param_hint="'--roi'")
+    x, y, width, height = (int(number) for number in numbers[:4])
+    return Region(x, y, width, height, *numbers[4:])
+
+
+def _is_inside(region: Region, container: Container) -> bool:
+    """Whether at least a part of a region lies in the image."""
+    return (
+        region.x < container.width
+        and region.y < container.height
+        and region.x + region.width > 0
+        and region.y + region.height > 0
+    )
+
+
+def _only_one_of(values: dict[str, object], *, is_one_needed: bool = False) -> None:
+    """Refuse options that contradict each other."""
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+    if is_one_needed and not given:
+        raise typer.BadParameter(f"give {' or '.join(values)}")
+
+
+def _check_bpp(bpp: float | None, name: str) -> None:
+    if bpp is not None and not 0 < bpp < math.inf:
+        raise typer.BadParameter(f"{bpp:g} is not a number above 0", param_hint=f"'{name}'")
+
+
+def _bytes_at(bpp: float, container: Container) -> int:
+    """Return the largest size of a file that has no more bits per pixel than this."""
+    return max(1, int(bpp * container.width * container.height / 8))
+
+
+def _is_folder_or_pqm(name: str) -> bool:
+    return Path(name).is_dir() or Path(name).suffix.lower() in PQM
+
+
+def _width_and_height(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a size such as 768x512", param_hint="'--size'")
+    return int(match[1]), int(match[2])
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        fractions = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        fractions = (math.nan,)
+    if not all(0 <= fraction <= 1 for fraction in fractions):
+        raise typer.BadParameter(f"{text!r} is not a list of shares such as 1,0.5,0", param_hint="'--keeps'")
+    return fractions
+
+
+def _png(image: Image, comment: str) -> bytes:
+    from pqmim.image_io import save_png
+
+    png = io.BytesIO()
+    save_png(image, png, comment=comment)
+    return png.getvalue()
+
+
+def _provenance(decoded: DecodedImage, options: FillOptions) -> str:
+    """Say what of a picture was not in its file; empty if everything was."""
+    parts = []
+    if decoded.invented_share:
+        share = _percent(decoded.invented_share)
+        parts.append(f"{share} of the tokens were not in the file and were filled ({_how_filled(options)})")
+    if decoded.problem:
+        parts.append(f"salvaged: {decoded.problem}")
+    return f"pqmim: {'; '.join(parts)}" if parts else ""
+
+
+def _how_filled(options: FillOptions) -> str:
+    """Say how tokens were filled, so that it can be done again."""
+    if options.fill.value != FillChoice.SAMPLE.value:
+        return options.fill.value
+    text = f"sample, seed {options.seed}, temperature {options.temperature:g}"
+    return text if options.num_steps is None else f"{text}, {options.num_steps} steps"
+
+
+def _percent(share: float) -> str:
+    """Write a share so that neither next to nothing looks like nothing, nor nearly all like all."""
+    percent = 100 * share
+    if 0 < share < 1:
+        percent = min(max(percent, 0.1), 99.9)
+    return f"{percent:.1f} %"
+
+
+def _known_share(codecs: _Codecs, data: bytes, container: Container, reporter: Reporter) -> float | None:
+    """Return the share of the tokens that a file holds; None if nobody here can tell."""
+    if not container.is_partial:
+        return 1.0
+    if codecs.model is not None:
+        codecs.named(codecs.model)  # a model that was named must be there
+    try:
+        grid = codecs.for_file(container).decode_tokens(data)
+    except (ModelError, ModelMismatchError, LimitError) as error:
+        reporter.detail(f"share of the tokens unknown: {error}")
+        return None
+    return float((grid >= 0).mean())
+
+
+class _ProgressFolder:
+    """Pictures of the decoding, step by step: NAME.step01.png and so on for each input."""
+
+    def __init__(self, folder: Path, *, force: bool) -> None:
+        self._folder = folder
+        self._force = force
+        self._names = Counter[str]()
+
+    def writer(self, job: Job) -> Callable[[Image], None]:
+        """Return what writes the pictures of one input, named as its output."""
+        path = job.source if job.target in (None, STANDARD_STREAM) else job.target
+        name = "stdin" if path is None or path == STANDARD_STREAM else path.stem
+        self._names[name] += 1
+        if self._names[name] > 1:  # another folder has a file of this name
+            name = f"{name}-{self._names[name]}"
+        num_steps = 0
+
+        def write(image: Image) -> None:
+            nonlocal num_steps
+            num_steps += 1
+            target = self._folder / f"{name}.step{num_steps:02}.png"
+            check_target(target, force=self._force)
+            write_file(target, _png(image, f"pqmim: step {num_steps} of the decoding, what is missing filled (likely)"))
+
+        return write
+
+
 class _Codecs:
     """The codecs of one call, each loaded once.
 
@@ -575,7 +1063,7 @@ def _run(
     suffix: str,
     replaced_suffixes: frozenset[str],
     folder_suffixes: frozenset[str],
-    convert: Callable[[bytes], Callable[[], Result]],
+    convert: Convert,
     *,
     force: bool,
     reporter: Reporter,
@@ -604,7 +1092,7 @@ def _run(
 
 def _do(
     jobs: list[Job],
-    convert: Callable[[bytes], Callable[[], Result]],
+    convert: Convert,
     *,
     force: bool = False,
     reporter: Reporter,
@@ -617,8 +1105,20 @@ def _do(
 def _file_summary(container: Container, num_bytes: int) -> tuple[dict[str, Any], str]:
     """Return size and rate of a file of `num_bytes` bytes, as fields and as text."""
     bpp = 8 * num_bytes / (container.width * container.height)
-    fields = {"width": container.width, "height": container.height, "bytes": num_bytes, "bpp": round(bpp, 6)}
-    return fields, f"{num_bytes:,} B  {bpp:.3f} bpp"
+    fields = {
+        "width": container.width,
+        "height": container.height,
+        "bytes": num_bytes,
+        "bpp": round(bpp, 6),
+        "scale": container.scale,
+        "is_partial": container.is_partial,
+    }
+    text = f"{num_bytes:,} B  {bpp:.3f} bpp"
+    if container.scale > 1:
+        text += f"  scale {container.scale}"
+    if container.is_partial:
+        text += "  partial"
+    return fields, text
 
 
 def _image_suffixes() -> frozenset[str]:
@@ -647,6 +1147,6 @@ def _exit(reporter: Reporter) -> None:
         raise typer.Exit(1)
 
 
-def _check_quality(quality: float) -> None:
-    if math.isnan(quality):  # neither below 0 nor above 100
+def _check_quality(quality: float | None) -> None:
+    if quality is not None and math.isnan(quality):  # neither below 0 nor above 100
         raise typer.BadParameter("nan is not in the range 0<=x<=100", param_hint="'-q' / '--quality'")

@@ -52,6 +52,9 @@ SCALE_BPP = ((8, 0.004), (4, 0.014), (2, 0.05))
 """A target of fewer bits per pixel than this is met on a picture scaled down so many times; chosen on the validation
 photos."""
 
+COARSER = 4.0
+"""How far beyond the trade-off of quality 0 a target may take the encoder."""
+
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -231,7 +234,7 @@ class Codec:
 
     def encode_tokens(self, image: ImageLike, *, quality: float = 50.0) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 that `encode` sends for an image; arguments and errors as there."""
-        tokens = self._encode(image, quality, None, None, EncodeOptions()).tokens.grid.tokens
+        tokens = self._encode(image, quality, None, None, EncodeOptions()).tokens.tokens
         return np.asarray(tokens.cpu().numpy(), dtype=np.int64)
 
     @torch.inference_mode()
@@ -241,7 +244,7 @@ class Codec:
         """What `encode` returns, and what its tokens cost: uniform codes, static frequencies, masked model."""
         with torch.inference_mode(False):
             encoded = self._encode(image, quality, None, None, options or EncodeOptions())
-        tokens, level = encoded.tokens.grid.tokens, encoded.tokens.level
+        tokens, level = encoded.tokens.tokens, encoded.tokens.level
         writer, counted = TokenWriter(), _CountedTokens(tokens)
         code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
         quantizer = self._tokenizer.quantizer
@@ -266,8 +269,8 @@ class Codec:
             raise ValueError("give target_bytes or target_bpp, not both")
         if target_bytes is not None and target_bytes < 1:
             raise ValueError(f"target_bytes must be at least 1, not {target_bytes}")
-        if target_bpp is not None and not target_bpp > 0:
-            raise ValueError(f"target_bpp must be above 0, not {target_bpp:g}")
+        if target_bpp is not None and not 0 < target_bpp < np.inf:
+            raise ValueError(f"target_bpp must be a number above 0, not {target_bpp:g}")
         picture = load_picture(image, max_pixels=options.max_pixels)
         height, width = picture.rgb.shape[:2]
         if target_bpp is not None:
@@ -278,8 +281,8 @@ class Codec:
 
         def pack(tokens: EncodedTokens, scale: int) -> _EncodedFile:
             container = replace(frame, level=tokens.level, scale=scale, payload=tokens.payload)
-            if tokens.grid.is_complete:
-                check = bitstream.token_check(_token_bytes(tokens.grid.tokens))
+            if not tokens.is_partial:
+                check = bitstream.token_check(_token_bytes(tokens.tokens))
                 container = replace(container, is_partial=False, token_check=check)
             return _EncodedFile(bitstream.pack(container), tokens)
 
@@ -302,7 +305,7 @@ class Codec:
         room = max(1, target - bitstream.overhead(frame))
         scale = options.scale or _scale_for(8 * room / (height * width))
         encoder = self._encoder(picture, scale, options)
-        w_range = self._quality.w(100), self._quality.w(0)
+        w_range = self._quality.w(100), COARSER * self._quality.w(0)
         while (
             options.scale is None
             and scale < SCALES[-1]
@@ -453,9 +456,9 @@ class Codec:
         encoded = self._encoder(picture, 1, EncodeOptions()).encode(self._quality.w(quality))
         is_masked = wanted.rgb.max(2) > 127
         padded = np.pad(is_masked, ((0, -height % STRIDE), (0, -width % STRIDE)))
-        h, w = encoded.grid.tokens.shape[1:]
+        h, w = encoded.tokens.shape[1:]
         touched = torch.from_numpy(padded.reshape(h, STRIDE, w, STRIDE).any((1, 3))).to(self.device)
-        grid = TokenGrid(encoded.grid.tokens, (~touched).expand_as(encoded.grid.known))
+        grid = TokenGrid(encoded.tokens, (~touched).expand_as(encoded.tokens))
         container = Container(width, height, self.model_id, encoded.level, 1, b"", is_partial=True)
         drawn = self._picture_of(
             self._filled(grid, encoded.level, options or FillOptions(Fill.SAMPLE)), container, None

@@ -211,6 +211,8 @@ class EntropyTraining(Config):
     """One line shown by `pqmim models`."""
     tokenizer: Path
     """`tokenizer.safetensors` of a tokenizer run."""
+    start_from: Path | None = None
+    """`entropy_model_float.pt` of an earlier run, whose weights are taken over where they fit; null starts anew."""
     model: EntropyModelConfig = EntropyModelConfig()
     data: DataConfig
     run: RunConfig

@@ -21,7 +21,7 @@ from pqmim.exact_inference import ExactEntropyModel
 from pqmim.quantizer import ProductQuantizer
 from pqmim.range_coding import TokenWriter
 from pqmim.tiled_transforms import TiledTransforms
-from pqmim.token_coding import LimitedWriter, RateDistortionChoice, TokenGrid, code_tokens
+from pqmim.token_coding import PrefixWriter, RateDistortionChoice, code_tokens
 
 MAX_EFFORT = 4
 DEFAULT_EFFORT = 2
@@ -97,13 +97,15 @@ class EncodedTokens:
 
     Attributes:
         level: whose codebooks they are from.
-        grid: what is sent.
-        payload: the range coder's digits; of all tokens, or the first ones of a partial file.
+        tokens: (M, h, w) int64.
+        payload: the range coder's digits, of all tokens or of the first ones.
+        is_partial: whether only the first tokens are in the payload.
     """
 
     level: int
-    grid: TokenGrid
+    tokens: Tensor
     payload: bytes
+    is_partial: bool
 
 
 class PictureEncoder:
@@ -145,17 +147,16 @@ class PictureEncoder:
         passes = 1
         if self._target is None:
             self._target, passes = self._z, self._options.effort
+        is_partial = self._options.keep < 1
         for remaining in reversed(range(passes)):
             choice = RateDistortionChoice(self._quantizer, self._target, w * self._factors, level)
-            writer = TokenWriter()
-            coder = writer if self._options.keep == 1 or remaining else LimitedWriter(writer, self._num_kept())
-            grid = code_tokens(self._entropy_model, coder, height, width, level, choice)
+            writer = PrefixWriter(self._num_kept()) if is_partial else TokenWriter()
+            tokens = code_tokens(self._entropy_model, writer, height, width, level, choice).tokens
             if remaining:
-                z_q = self._quantizer.dequantize(grid.tokens[None], torch.tensor([level], device=self._z.device))
+                z_q = self._quantizer.dequantize(tokens[None], torch.tensor([level], device=self._z.device))
                 correction = self._transforms.correct(z_q, self._pixels) - self._z
                 self._target = self._target + CORRECTION_GAIN * correction
-        payload = writer.finish() if grid.is_complete else writer.finish_prefix()
-        return EncodedTokens(level, grid, payload)
+        return EncodedTokens(level, tokens, writer.finish(), is_partial)
 
     @torch.no_grad()
     def estimate_bytes(self, w: float) -> float:

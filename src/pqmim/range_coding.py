@@ -84,21 +84,22 @@ class TokenWriter:
             shortest = candidate
         return shortest.to_bytes(num_bytes, "big").rstrip(b"\0")
 
-    def finish_prefix(self) -> bytes:
-        """Return the shortest digits from which a `PrefixReader` reads all tokens so far.
+    def prefix_of(self, payload: bytes) -> bytes:
+        """Return the first digits of a payload, as many as a `PrefixReader` needs to read the tokens so far.
 
-        Every number that begins with these digits decodes to the tokens, which takes about their information content
-        plus 1 to 2 bytes. Zero bytes at the end are digits like any other: what follows them is not known to be zero.
+        Args:
+            payload: complete, of a message that begins with these tokens.
         """
         if self._encoder.is_empty():
             return b""
         low, width, num_bytes = self._interval()
+        digits = payload.ljust(num_bytes, b"\0")
         for num_digits in range(num_bytes - _STATE_BITS // 8, num_bytes + 1):
             num_numbers = 1 << 8 * (num_bytes - num_digits)  # that begin with the same digits
-            first = -(-low // num_numbers)  # the digits of the first such group of numbers from `low` on
-            if (first + 1) * num_numbers <= low + width:
+            first = int.from_bytes(digits[:num_digits], "big") * num_numbers
+            if low <= first and first + num_numbers <= low + width:
                 break
-        return first.to_bytes(num_digits, "big")
+        return digits[:num_digits]
 
     def _interval(self) -> tuple[int, int, int]:
         """Return low, width and n: the tokens so far are told by any number in [low, low + width) / 256**n."""

@@ -69,7 +69,8 @@ def search(
             best = encoding
         if (1 - TOLERANCE) * target <= encoding.num_bytes <= target:
             break
-        ratio *= encoding.num_bytes / expected_bytes(log_w)
+        payload = max(1, encoding.num_bytes - overhead(encoding.num_bytes))
+        ratio = payload / max(1, estimate(math.exp(log_w)))
     assert best is not None  # there was at least one encoding
     return best
 

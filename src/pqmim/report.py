@@ -252,7 +252,7 @@ class _Picture:
                     "bytes": version.size,
                     "bpp": None if version.size is None else 8 * version.size / (width * height),
                     "psnr": version.psnr,
-                    "source": _data_uri(version.pixels, webp_quality),
+                    "source": data_uri(version.pixels, webp_quality),
                 }
                 for version in self.versions
             ],
@@ -292,7 +292,8 @@ def _version(codec: ImageCodec, data: bytes, original: np.ndarray) -> _Version:
     return _Version(codec.name, pixels, len(data), psnr_rgb(original, pixels))
 
 
-def _data_uri(pixels: np.ndarray, webp_quality: int) -> str:
+def data_uri(pixels: np.ndarray, webp_quality: int) -> str:
+    """Return (H, W, 3) uint8 pixels as the source of an <img>, lossy."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "WEBP", quality=webp_quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
@@ -368,16 +369,19 @@ def _plot_values(curve: Curve, key: str) -> Sequence[float]:
 
 
 def _page(title: str, content: Mapping[str, Any]) -> str:
-    folder = resources.files("pqmim").joinpath("report_page")
     # "<" is escaped so that no text in the data can end the script element.
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = Template(folder.joinpath("page.html").read_text("utf-8"))
-    return template.substitute(
+    return Template(page_part("page.html")).substitute(
         title=title.replace("&", "&amp;").replace("<", "&lt;"),
-        style=folder.joinpath("page.css").read_text("utf-8"),
-        script=folder.joinpath("page.js").read_text("utf-8"),
+        style=page_part("page.css"),
+        script=page_part("page.js"),
         data=data,
     )
+
+
+def page_part(name: str) -> str:
+    """Return one of the files that pages are made of."""
+    return resources.files("pqmim").joinpath("report_page", name).read_text("utf-8")
 
 
 def _anchor(curves: Sequence[Curve], name: str | None) -> Curve:

@@ -159,23 +159,27 @@ class GivenTokens:
         return self.tokens[first : first + len(frequencies), positions]
 
 
-class LimitedWriter:
-    """Writes no more than a number of tokens; a `TokenCoder`.
+class PrefixWriter:
+    """Writes tokens of which only the first ones are to be sent; a `TokenCoder`.
 
     Args:
-        writer: takes them.
         num_tokens: how many.
     """
 
-    def __init__(self, writer: TokenWriter, num_tokens: int) -> None:
-        self._writer = writer
+    def __init__(self, num_tokens: int) -> None:
+        self._all, self._first = TokenWriter(), TokenWriter()
         self._room = num_tokens
 
     def code(self, frequencies: IntArray, tokens: IntArray | None = None) -> NDArray[np.int64]:
-        """Write the first of n tokens for which there is room, see `TokenCoder.code`."""
+        """Write n tokens, see `TokenCoder.code`."""
         count = min(self._room, len(frequencies))
         self._room -= count
-        return self._writer.code(frequencies[:count], None if tokens is None else tokens[:count])
+        self._first.code(frequencies[:count], None if tokens is None else tokens[:count])
+        return self._all.code(frequencies, tokens)
+
+    def finish(self) -> bytes:
+        """Return the digits of the payload of all tokens that say the first ones."""
+        return self._first.prefix_of(self._all.finish())
 
 
 def bits_table(device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pqmim.checkpoints import MODEL_FILE, load_tokenizer, save_model
 from pqmim.config import EntropyTraining
 from pqmim.data import STAGE_STEPS
 from pqmim.entropy_model import EntropyModel, step_masks
+from pqmim.errors import ConfigError
 from pqmim.schedule import quincunx_steps
 from pqmim.tokenizer import Tokenizer
 from pqmim.train_tokenizer import w_of_lambda
@@ -25,13 +27,16 @@ from pqmim.training_run import Draws, TrainingRun, fit, open_photos
 
 RANDOM_MASK_SHARE = 0.15
 """Share of the batches that hide random tokens instead of a step of the schedule."""
+LATER_STEPS_WEIGHT = 0.3
+"""Weight in the loss of the tokens that later steps will code. Their gradients come at little cost, and the fill of
+what was not sent needs their probabilities."""
 FLOAT_MODEL = "entropy_model_float.pt"
 """Trainable weights, kept beside the model file for the ablation of exact against float arithmetic."""
 
 
 def draw_masks(
     model: EntropyModel, count: int, quincunx: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """Draw what a batch knows and what it must predict.
 
     Args:
@@ -40,7 +45,8 @@ def draw_masks(
         generator: on the CPU.
 
     Returns:
-        known (B, M, h, w) bool; predicted positions (B, h, w) bool; the group of sub-quantizers predicted there.
+        known (B, M, h, w) bool; predicted positions (B, h, w) bool, and those of later steps; the group of
+        sub-quantizers predicted there.
     """
 
     def uniform(*shape: int) -> Tensor:
@@ -68,7 +74,30 @@ def draw_masks(
         ],
         dim=1,
     )
-    return known, predicted, group
+    return known, predicted, ~(here | predicted), group
+
+
+def take_over_weights(model: EntropyModel, path: Path) -> None:
+    """Start from the float weights of an earlier run: all that have the same name and shape.
+
+    What belongs to the codebooks (values, biases and factors of the tokens) stays as it is.
+
+    Raises:
+        ConfigError: no such file, or nothing in it fits.
+    """
+    try:
+        earlier = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise ConfigError(f"{path}: cannot be read as weights of an earlier run") from error
+    own = model.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in earlier.items()
+        if not name.startswith("token_") and name in own and own[name].shape == tensor.shape
+    }
+    if not fitting:
+        raise ConfigError(f"{path}: no weights that fit this model")
+    model.load_state_dict({**own, **fitting})
 
 
 @torch.no_grad()
@@ -118,6 +147,8 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
     token_sets = {w: torch.cat([tokens_of(x, w) for x in photos.held_out.split(8)]) for w in validation_ws}
     torch.manual_seed(config.run.seed)
     model = EntropyModel.for_quantizer(config.model, tokenizer.quantizer).to(run.device)
+    if config.start_from is not None:
+        take_over_weights(model, config.start_from)
     stage = config.stage
     quincunx = torch.from_numpy(quincunx_steps(*token_sets[w_range[0]].shape[2:]))
     first_simulated = int(config.quantize_after * stage.steps)
@@ -126,14 +157,19 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
         low, high = math.log(w_range[0]), math.log(w_range[1])
         w = torch.exp(low + (high - low) * draws.uniform())
         tokens = tokens_of(x, w)
-        known, predicted, group = draw_masks(model, stage.batch_size, quincunx, draws.generator)
+        known, predicted, later, group = draw_masks(model, stage.batch_size, quincunx, draws.generator)
         first, last = model.schedule.group_bounds(group)
-        num_predicted = max(1, int(predicted.sum())) * (last - first)  # in the whole batch
-        known, predicted = draws.mine(known), draws.mine(predicted)
+        # The means are over the whole batch, whatever part of it is here.
+        weight = predicted / predicted.sum().clamp_min(1) + LATER_STEPS_WEIGHT * later / later.sum().clamp_min(1)
+        known, weight = draws.mine(known), draws.mine(weight)
+        is_asked = weight > 0
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
             level = tokenizer.quantizer.level(w)
-            bits = model.code_length(tokens, known, predicted, level, group, simulate=step >= first_simulated)
-        return {"loss": bits.sum() / num_predicted}
+            bits = model.code_length(tokens, known, is_asked, level, group, simulate=step >= first_simulated)
+        weight = weight[is_asked].repeat_interleave(last - first)
+        is_now = draws.mine(predicted)[is_asked].repeat_interleave(last - first)
+        num_now = int(predicted.sum()) * (last - first)
+        return {"loss": (bits * weight).sum() / (last - first), "bits": bits[is_now].sum() / max(1, num_now)}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, EntropyModel)

@@ -1,0 +1,168 @@
+"""What the encoder's choices are worth: nearest codeword, static prior, every effort, both tunings.
+
+    python benchmarks/encoder_choices.py DATASET -o OUT [-m MODEL] [--images N] [--qualities 20 40 60 80]
+
+Every variant is a curve of real files, decoded again. All use the same model, so files differ only by which tokens
+were sent. Nearest codewords know no trade-off; their curve has a point for each level, with that level's codebooks.
+Choice by the static prior sends, through the masked model, the tokens that would be best if the static prior coded
+them. These two and "effort 1" take one pass, so that they differ in the choice alone.
+
+Needs `pqmim[eval]`. Writes OUT/encoder_choices.json and .md, and OUT/measurements.jsonl as it goes; run again, it
+continues.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from unittest.mock import patch
+
+import torch
+from measurements import MS_SSIM, PSNR, Bench, Photo, Row, curve, make_parser, mean, number, read_photos, table, write
+from rich.progress import track
+from torch import Tensor
+
+from pqmim import encoder
+from pqmim.codec import Codec, EncodeOptions
+from pqmim.encoder import DEFAULT_EFFORT, MAX_EFFORT, Tune
+from pqmim.evaluate import bd_rates
+from pqmim.quantizer import ProductQuantizer
+from pqmim.token_coding import GivenTokens, RateDistortionChoice, TokenChoice
+
+MakeChoice = Callable[[ProductQuantizer, Tensor, Tensor, int], TokenChoice]
+"""Arguments of `RateDistortionChoice`."""
+
+
+def nearest(quantizer: ProductQuantizer, z: Tensor, w: Tensor, level: int) -> TokenChoice:
+    """Choose by distance alone."""
+    return RateDistortionChoice(quantizer, z, 0.0, level)
+
+
+def static(quantizer: ProductQuantizer, z: Tensor, w: Tensor, level: int) -> TokenChoice:
+    """Choose before coding, with the bits of the static prior; `w` must be the same everywhere."""
+    return GivenTokens(quantizer.assign(z, float(w[0]), torch.tensor([level], device=z.device))[0])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to choose tokens.
+
+    Attributes:
+        choice: in place of the choice inside the loop.
+        by_level: measured at the trade-off of each level, not at the qualities.
+    """
+
+    name: str
+    options: EncodeOptions
+    choice: MakeChoice = RateDistortionChoice
+    by_level: bool = False
+
+
+def effort_name(effort: int) -> str:
+    """Name of the variant."""
+    return f"effort {effort}"
+
+
+NEAREST = Variant("nearest codeword", EncodeOptions(effort=1), nearest, by_level=True)
+STATIC = Variant("static prior", EncodeOptions(effort=1), static)
+EFFORTS = tuple(Variant(effort_name(n), EncodeOptions(effort=n)) for n in range(1, MAX_EFFORT + 1))
+TUNED = Variant("tune ms-ssim", EncodeOptions(tune=Tune.MS_SSIM))
+VARIANTS = (NEAREST, STATIC, *EFFORTS, TUNED)
+COMPARISONS = (
+    (effort_name(1), NEAREST.name),
+    (effort_name(1), STATIC.name),
+    *((effort_name(n), effort_name(1)) for n in range(2, MAX_EFFORT + 1)),
+    (TUNED.name, effort_name(DEFAULT_EFFORT)),
+)
+"""(variant, what it is compared with)."""
+
+
+def choosing(choice: MakeChoice) -> AbstractContextManager[object]:
+    """Have the encoder choose tokens in another way for a while."""
+    return patch.object(encoder, "RateDistortionChoice", choice)
+
+
+def level_qualities(codec: Codec) -> list[float]:
+    """Qualities at which the trade-off is that of a level, as far as there are any, lowest first."""
+    at_0, at_100 = (math.log(codec._quality.w(quality)) for quality in (0, 100))
+    levels = codec._tokenizer.quantizer.level_log_w.tolist()
+    return sorted({min(100.0, max(0.0, 100 * (log_w - at_0) / (at_100 - at_0))) for log_w in levels})
+
+
+def measure(bench: Bench, photo: Photo, variant: Variant, quality: float) -> Row:
+    """One file."""
+    with choosing(variant.choice):
+        data, seconds = bench.timed(lambda: bench.codec.encode(photo.pixels, quality=quality, options=variant.options))
+    return {"variant": variant.name, "quality": quality, "seconds": seconds, **bench.worth(photo, data)}
+
+
+def report(points: dict[str, dict[float, list[Row]]]) -> str:
+    """Both tables."""
+    curves = {name: curve(name, list(by_quality.values())) for name, by_quality in points.items()}
+    seconds = {name: sum(row["seconds"] for rows in of.values() for row in rows) for name, of in points.items()}
+    lines = []
+    for name, anchor in COMPARISONS:
+        cells = [name, anchor]
+        for key, unit in ((PSNR, "dB PSNR"), (MS_SSIM, "dB MS-SSIM")):
+            rate = bd_rates([curves[name]], curves[anchor], key).get(name) if key in curves[anchor].metrics else None
+            cells += (
+                ["", ""]
+                if rate is None
+                else [
+                    "no common range" if rate.percent is None else f"{rate.percent:+.2f} %",
+                    f"{rate.low:.2f} to {rate.high:.2f} {unit}",
+                ]
+            )
+        same_points = list(points[name]) == list(points[anchor])
+        lines.append([*cells, f"{seconds[name] / seconds[anchor]:.2f}" if same_points else ""])
+    header = ["tokens", "against", "BD-rate PSNR", "over", "BD-rate MS-SSIM", "over", "encode time, ratio"]
+    text = table(header, lines) + "\n"
+    lines = [
+        [
+            name,
+            f"{quality:.4g}",
+            number(mean(rows, "bpp"), ".4f"),
+            number(mean(rows, PSNR), ".3f"),
+            number(mean(rows, MS_SSIM), ".5f"),
+            number(mean(rows, "seconds"), ".2f"),
+        ]
+        for name, by_quality in points.items()
+        for quality, rows in by_quality.items()
+    ]
+    return text + table(["tokens", "quality", "bpp", "PSNR (dB)", "MS-SSIM", "encode (s)"], lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write the tables."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--qualities", type=float, nargs="+", default=[20.0, 40.0, 60.0, 80.0])
+    options = parser.parse_args(arguments)
+
+    bench = Bench(options.model, options.output, options.device)
+    qualities = {
+        variant.name: level_qualities(bench.codec) if variant.by_level else sorted(set(options.qualities))
+        for variant in VARIANTS
+    }
+    points: dict[str, dict[float, list[Row]]] = {
+        name: {quality: [] for quality in grid} for name, grid in qualities.items()
+    }
+    # Variants of one image come one after another, so that their times are of the same minutes.
+    tasks = [
+        (photo, variant, quality)
+        for photo in read_photos(options.dataset, options.images)
+        for variant in VARIANTS
+        for quality in qualities[variant.name]
+    ]
+    for photo, variant, quality in track(tasks, "encoder choices"):
+        what = f"{variant.name}, quality {quality!r}"
+        row = bench.row(photo, what, partial(measure, bench, photo, variant, quality))
+        points[variant.name][quality].append(row)
+    rows = [row for by_quality in points.values() for of in by_quality.values() for row in of]
+    write(options.output, "encoder_choices", rows, report(points))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The scripts that measure encoder, rate control, truncation and regions run, and run on after an interruption."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import synthetic_photo
+from PIL import Image
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="not part of the source distribution")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos, just large enough for MS-SSIM."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed, (height, width) in enumerate(((161, 176), (165, 163))):
+        photo = synthetic_photo(height, width, seed)
+        photo[:, : width // 2] = photo[:, : width // 2].mean((0, 1))  # a quiet part, for the tuning to tell from others
+        Image.fromarray(photo).save(folder / f"{seed}.png")
+    return folder
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module(name)
+
+
+def content(output: Path, name: str) -> Any:
+    return json.loads((output / f"{name}.json").read_text())
+
+
+def lines(output: Path, name: str) -> list[str]:
+    return (output / f"{name}.md").read_text().splitlines()
+
+
+def test_encoder_choices(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("encoder_choices", monkeypatch)
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path)]
+    script.main([*arguments, "--images", "1", "--qualities", "20", "80"])
+    rows = content(tmp_path, "encoder_choices")
+    assert len({row["variant"] for row in rows}) == len(script.VARIANTS)
+    by_point = {(row["variant"], row["quality"]): row for row in rows}
+    for name, anchor in script.COMPARISONS[1:]:  # each of them changes what is sent
+        points = [[by_point[of, quality]["psnr-rgb"] for quality in (20.0, 80.0)] for of in (name, anchor)]
+        assert points[0] != points[1]
+    nearest = [row for row in rows if row["variant"] == "nearest codeword"]
+    assert nearest[-1]["bpp"] > by_point["effort 1", 80.0]["bpp"]
+    table = lines(tmp_path, "encoder_choices")
+    assert table[2].startswith("| effort 1 | nearest codeword |")
+    assert all(line.count("|") == 8 for line in table[: 2 + len(script.COMPARISONS)])
+
+
+def test_token_choices(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nearest codewords depend on the level alone, and the encoder is itself again afterwards."""
+    script = load("encoder_choices", monkeypatch)
+    codec = importlib.import_module("pqmim").load_codec(tiny_model)
+    photo = synthetic_photo(64, 80)
+    before = codec.encode(photo, quality=40)
+    assert script.level_qualities(codec) == pytest.approx([0, 20, 40, 60, 80, 100], abs=0.05)
+    with script.choosing(script.nearest):
+        assert codec.encode(photo, quality=40) == codec.encode(photo, quality=41) != before
+    assert codec.encode(photo, quality=40) == before
+
+
+def test_target_size(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("target_size", monkeypatch)
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--bpp", "0.1", "--bytes", "60", "100000"]
+    assert script.main(arguments) == 0
+    targets = content(tmp_path, "target_size")["targets"]
+    assert list(targets) == ["0.1 bpp", "60 B", "100,000 B"]
+    assert [row["limit"] for row in targets["0.1 bpp"]] == [161 * 176 // 80, 165 * 163 // 80]
+    for rows in targets.values():
+        assert all(1 <= row["encodings"] <= 3 and row["bytes"] <= row["limit"] for row in rows)
+    before = (tmp_path / "measurements.jsonl").read_bytes()
+    assert before.count(b"\n") == 2 * (1 + 3)
+
+    # Half of a line is what an interruption leaves: that row alone is made again.
+    (tmp_path / "measurements.jsonl").write_bytes(before[:-20])
+    table = lines(tmp_path, "target_size")
+    assert script.main(arguments) == 0
+    after = (tmp_path / "measurements.jsonl").read_bytes()
+    assert after.splitlines()[:-1] == before.splitlines()[:-1]
+    assert json.loads(after.splitlines()[-1])["bytes"] == json.loads(before.splitlines()[-1])["bytes"]
+    assert lines(tmp_path, "target_size")[:2] == table[:2]
+
+
+def test_a_file_above_its_target_is_told(
+    photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = load("target_size", monkeypatch)
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--images", "1", "--bpp", "--bytes", "5"]
+    assert script.main(arguments) == 1
+    assert lines(tmp_path, "target_size")[2].split(" | ")[4] == "1"
+
+
+def test_truncation(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("truncation", monkeypatch)
+    strip = tmp_path / "images" / "strip.png"
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--qualities", "80"]
+    arguments += ["--shares", "20", "60", "100", "--strip", str(strip), "--strip-image", str(photos / "0.png")]
+    script.main(arguments)
+    for row in content(tmp_path, "truncation"):
+        known = [point["truncated"]["known_share"] for point in row["points"]]
+        assert known == sorted(known)
+        assert known[-1] == 1
+        for point in row["points"]:
+            assert point["truncated"]["bytes"] <= -(-row["bytes"] * point["share"] // 100)
+            assert point["fresh"]["bytes"] <= point["truncated"]["bytes"]
+    assert len(lines(tmp_path, "truncation")) == 2 + 2 + 1 + 2 + 3
+    with Image.open(strip) as picture:
+        assert picture.size == (5 * 176 + 4 * script.GAP, 161 + script.CAPTION)
+
+
+def test_strip_is_kept_small(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("truncation", monkeypatch)
+    monkeypatch.setattr(script, "MAX_STRIP_BYTES", 40_000)
+    bench = importlib.import_module("measurements").Bench(str(tiny_model), tmp_path, "cpu")
+    script.write_strip(bench, photos / "0.png", 80.0, tmp_path / "strip.png")
+    assert (tmp_path / "strip.png").stat().st_size < 40_000
+
+
+def test_region(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("region", monkeypatch)
+    script.main([str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--qualities", "50"])
+    rows = content(tmp_path, "region")
+    assert len(rows) == 2
+    for row in rows:
+        assert row["ratio"] <= 1
+        assert row["plain bytes"] * row["ratio"] == pytest.approx(row["region bytes"])
+        for part in ("inside", "outside"):
+            assert row[f"{part} gain"] == row[f"region {part}"] - row[f"plain {part}"]
+    assert len(lines(tmp_path, "region")) == 3
+
+
+def test_inside_and_outside(monkeypatch: pytest.MonkeyPatch):
+    script = load("region", monkeypatch)
+    original = np.zeros((40, 60, 3), np.uint8)
+    region = script.central_region(original, 8.0)
+    assert (region.x, region.y, region.width, region.height) == (15, 10, 30, 20)
+    decoded = original + np.uint8(10)
+    decoded[10:30, 15:45] = 1
+    inside, outside = script.psnr_inside_and_outside(original, decoded, region)
+    assert inside == pytest.approx(20 * math.log10(255))
+    assert outside == pytest.approx(inside - 20)
