@@ -90,8 +90,8 @@ class EncodeOptions:
                 region,
                 x=region.x // scale,
                 y=region.y // scale,
-                width=-(-region.width // scale),
-                height=-(-region.height // scale),
+                width=-(-(region.x + region.width) // scale) - region.x // scale,
+                height=-(-(region.y + region.height) // scale) - region.y // scale,
             )
             for region in self.regions
         )
@@ -121,6 +121,7 @@ class FillOptions:
             raise ValueError(f"temperature must be 0.01 to 100, not {self.temperature:g}")
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.num_steps}")
+        Fill(self.fill)  # refuses other strings
 
 
 @dataclass(frozen=True)
@@ -237,13 +238,12 @@ class Codec:
         tokens = self._encode(image, quality, None, None, EncodeOptions()).tokens.tokens
         return np.asarray(tokens.cpu().numpy(), dtype=np.int64)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_with_rates(
         self, image: ImageLike, *, quality: float = 50.0, options: EncodeOptions | None = None
     ) -> tuple[bytes, RateBreakdown]:
         """What `encode` returns, and what its tokens cost: uniform codes, static frequencies, masked model."""
-        with torch.inference_mode(False):
-            encoded = self._encode(image, quality, None, None, options or EncodeOptions())
+        encoded = self._encode(image, quality, None, None, options or EncodeOptions())
         tokens, level = encoded.tokens.tokens, encoded.tokens.level
         writer, counted = TokenWriter(), _CountedTokens(tokens)
         code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
@@ -267,7 +267,7 @@ class Codec:
     ) -> _EncodedFile:
         if target_bytes is not None and target_bpp is not None:
             raise ValueError("give target_bytes or target_bpp, not both")
-        if target_bytes is not None and target_bytes < 1:
+        if target_bytes is not None and not target_bytes >= 1:
             raise ValueError(f"target_bytes must be at least 1, not {target_bytes}")
         if target_bpp is not None and not 0 < target_bpp < np.inf:
             raise ValueError(f"target_bpp must be a number above 0, not {target_bpp:g}")
@@ -306,19 +306,19 @@ class Codec:
         scale = options.scale or _scale_for(8 * room / (height * width))
         encoder = self._encoder(picture, scale, options)
         w_range = self._quality.w(100), COARSER * self._quality.w(0)
-        while (
-            options.scale is None
-            and scale < SCALES[-1]
-            and rate_control.TYPICAL_RATIO * encoder.estimate_bytes(w_range[1]) > room
-        ):
+
+        def estimate(w: float) -> float:
+            return options.keep * encoder.estimate_bytes(w)
+
+        while options.scale is None and scale < SCALES[-1] and rate_control.TYPICAL_RATIO * estimate(w_range[1]) > room:
             scale *= 2
             encoder = self._encoder(picture, scale, options)
-        while options.scale is None and scale > 1 and encoder.estimate_bytes(w_range[0]) < room / 2:  # a plain picture
+        while options.scale is None and scale > 1 and estimate(w_range[0]) < room / 2:  # a plain picture
             scale //= 2
             encoder = self._encoder(picture, scale, options)
         best = rate_control.search(
             lambda w: pack(encoder.encode(w), scale),
-            lambda w: encoder.estimate_bytes(w) * options.keep,
+            estimate,
             target,
             w_range,
             overhead=lambda num_bytes: bitstream.overhead(replace(frame, payload=bytes(num_bytes))),
@@ -521,9 +521,9 @@ class Codec:
         known: Tensor | None = None
         tokens = grid.tokens
         if not grid.is_complete:
-            if options.fill is Fill.LIKELY:
+            if options.fill == Fill.LIKELY:
                 return _tiles_of(expected_latent(self._entropy_model, quantizer, grid, level))
-            if options.fill is Fill.SAMPLE:
+            if options.fill == Fill.SAMPLE:
                 tokens = sample(
                     self._entropy_model,
                     grid,

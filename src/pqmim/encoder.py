@@ -89,6 +89,7 @@ class TokenChoiceOptions:
             raise ValueError(f"effort must be 1 to {MAX_EFFORT}, not {self.effort}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must be above 0 and at most 1, not {self.keep:g}")
+        Tune(self.tune)  # refuses other strings
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class PictureEncoder:
         """What w is multiplied by at each position: (h * w,) float32."""
         height, width = self._z.shape[2:]
         factors = torch.ones(height, width)
-        if self._options.tune is Tune.MS_SSIM:
+        if self._options.tune == Tune.MS_SSIM:
             factors *= activity_factors(self._pixels)
         for region in self._options.regions:
             rows = slice(max(0, region.y // STRIDE), max(0, -(-(region.y + region.height) // STRIDE)))

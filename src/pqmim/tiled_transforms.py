@@ -79,7 +79,7 @@ class TiledTransforms:
         """
 
         def correct(top: int, bottom: int, left: int, right: int) -> Tensor:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 part = z_q[:, :, top:bottom, left:right].detach().clone().requires_grad_(True)
                 error = self._tokenizer.synthesis(part) - self._crop(pixels, top, bottom, left, right)
                 (gradient,) = torch.autograd.grad(error.square().sum(), part)
