@@ -13,7 +13,7 @@ continues.
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,21 +29,36 @@ from pqmim import encoder
 from pqmim.codec import Codec, EncodeOptions
 from pqmim.encoder import DEFAULT_EFFORT, MAX_EFFORT, Tune
 from pqmim.evaluate import bd_rates
+from pqmim.metrics import BdRate
 from pqmim.quantizer import ProductQuantizer
-from pqmim.token_coding import GivenTokens, RateDistortionChoice, TokenChoice
+from pqmim.token_coding import Budget, GivenTokens, RateDistortionChoice
 
-MakeChoice = Callable[[ProductQuantizer, Tensor, Tensor, int], TokenChoice]
-"""Arguments of `RateDistortionChoice`."""
+MAX_PERCENT = 1000.0
+"""A larger BD-rate says nothing."""
+
+MakeChoice = Callable[[ProductQuantizer, Tensor, Tensor, int, Budget | None], RateDistortionChoice]
+"""Arguments of `RateDistortionChoice`; no file here has a budget."""
 
 
-def nearest(quantizer: ProductQuantizer, z: Tensor, w: Tensor, level: int) -> TokenChoice:
+def nearest(
+    quantizer: ProductQuantizer, z: Tensor, w: Tensor, level: int, budget: Budget | None
+) -> RateDistortionChoice:
     """Choose by distance alone."""
     return RateDistortionChoice(quantizer, z, 0.0, level)
 
 
-def static(quantizer: ProductQuantizer, z: Tensor, w: Tensor, level: int) -> TokenChoice:
+class StaticChoice(RateDistortionChoice):
     """Choose before coding, with the bits of the static prior; `w` must be the same everywhere."""
-    return GivenTokens(quantizer.assign(z, float(w[0]), torch.tensor([level], device=z.device))[0])
+
+    def __init__(
+        self, quantizer: ProductQuantizer, z: Tensor, w: Tensor, level: int, budget: Budget | None = None
+    ) -> None:
+        super().__init__(quantizer, z, w, level)
+        self.chosen = GivenTokens(quantizer.assign(z, float(w[0]), self.level)[0])
+
+    def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
+        """See `TokenChoice`."""
+        return self.chosen(first, positions, frequencies)
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ def effort_name(effort: int) -> str:
 
 
 NEAREST = Variant("nearest codeword", EncodeOptions(effort=1), nearest, by_level=True)
-STATIC = Variant("static prior", EncodeOptions(effort=1), static)
+STATIC = Variant("static prior", EncodeOptions(effort=1), StaticChoice)
 EFFORTS = tuple(Variant(effort_name(n), EncodeOptions(effort=n)) for n in range(1, MAX_EFFORT + 1))
 TUNED = Variant("tune ms-ssim", EncodeOptions(tune=Tune.MS_SSIM))
 VARIANTS = (NEAREST, STATIC, *EFFORTS, TUNED)
@@ -86,10 +101,12 @@ def choosing(choice: MakeChoice) -> AbstractContextManager[object]:
 
 
 def level_qualities(codec: Codec) -> list[float]:
-    """Qualities at which the trade-off is that of a level, as far as there are any, lowest first."""
-    at_0, at_100 = (math.log(codec._quality.w(quality)) for quality in (0, 100))
-    levels = codec._tokenizer.quantizer.level_log_w.tolist()
-    return sorted({min(100.0, max(0.0, 100 * (log_w - at_0) / (at_100 - at_0))) for log_w in levels})
+    """One quality in the middle of each level, as far as it is in the range; lowest first."""
+    qualities = torch.linspace(0, 100, 401, dtype=torch.float64).tolist()
+    of_level: dict[int, list[float]] = {}
+    for quality in qualities:
+        of_level.setdefault(int(codec._tokenizer.quantizer.level(codec._quality.w(quality))), []).append(quality)
+    return sorted(statistics.median_low(group) for group in of_level.values())
 
 
 def measure(bench: Bench, photo: Photo, variant: Variant, quality: float) -> Row:
@@ -97,6 +114,13 @@ def measure(bench: Bench, photo: Photo, variant: Variant, quality: float) -> Row
     with choosing(variant.choice):
         data, seconds = bench.timed(lambda: bench.codec.encode(photo.pixels, quality=quality, options=variant.options))
     return {"variant": variant.name, "quality": quality, "seconds": seconds, **bench.worth(photo, data)}
+
+
+def percent(rate: BdRate) -> str:
+    """A BD-rate in words. Nearest codewords make curves that are far from smooth, whose interpolation may explode."""
+    if rate.percent is None:
+        return "no common range"
+    return f"{rate.percent:+.2f} %" if abs(rate.percent) < MAX_PERCENT else "curve not smooth"
 
 
 def report(points: dict[str, dict[float, list[Row]]]) -> str:
@@ -112,7 +136,7 @@ def report(points: dict[str, dict[float, list[Row]]]) -> str:
                 ["", ""]
                 if rate is None
                 else [
-                    "no common range" if rate.percent is None else f"{rate.percent:+.2f} %",
+                    percent(rate),
                     f"{rate.low:.2f} to {rate.high:.2f} {unit}",
                 ]
             )

@@ -1,22 +1,24 @@
 """Picture of a photo beside pqmim and other codecs at equal bytes; makes docs/images/equal_bytes.png.
 
-    python benchmarks/equal_bytes.py [--image examples/photo.png] [--quality 30] [-o docs/images/equal_bytes.png]
+    python benchmarks/equal_bytes.py [--image examples/photo.png] [--quality 50] [-o docs/images/equal_bytes.png]
+    python benchmarks/equal_bytes.py --image FILE --bpp 0.1 0.25 0.5 --codecs HEIC WebP -o FILE.jpg
 
-pqmim sets the size; every other codec gets the highest quality that does not exceed it, or its smallest file if none
-does.
+pqmim sets the size, by a quality or by a rate for each row; every other codec gets the highest quality that does not
+exceed it, or its smallest file if none does. HEIC needs the package pillow-heif (`pqmim[eval]`).
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import pqmim
+from pqmim.codec import Codec
 from pqmim.metrics import psnr_rgb
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +26,10 @@ CODECS: dict[str, dict[str, object]] = {
     "JPEG": {"format": "JPEG", "optimize": True},
     "WebP": {"format": "WEBP", "method": 6},
     "AVIF": {"format": "AVIF", "speed": 4, "subsampling": "4:4:4"},
+    "HEIC": {"format": "HEIF", "chroma": 444},
 }
+CAPTION, GAP = 44, 6
+"""Pixels above and between the panels."""
 
 
 def largest_within(save: Callable[[int], bytes], limit: int) -> bytes:
@@ -47,40 +52,66 @@ def save_as(image: Image.Image, options: dict[str, object], quality: int) -> byt
     return buffer.getvalue()
 
 
-def main() -> None:
+Panel = tuple[str, int | None, Image.Image]
+"""Name, bytes of the file, picture."""
+
+
+def panels_of(image: Image.Image, data: bytes, codec: Codec, names: Sequence[str]) -> list[Panel]:
+    """The original, pqmim, and the others at no more bytes."""
+    panels: list[Panel] = [("original", None, image), ("pqmim", len(data), codec.decode(data))]
+    for name in names:
+        file = largest_within(lambda quality, name=name: save_as(image, CODECS[name], quality), len(data))
+        panels.append((name, len(file), Image.open(io.BytesIO(file)).convert("RGB")))
+    return panels
+
+
+def sheet_of(rows: Sequence[Sequence[Panel]], crop: Sequence[int]) -> Image.Image:
+    """A part of every panel, with bytes and PSNR of the whole picture above it; prints these too."""
+    left, top, width, height = crop
+    sheet = Image.new("RGB", ((width + GAP) * len(rows[0]) - GAP, (height + CAPTION) * len(rows)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
+    for row, panels in enumerate(rows):
+        image = panels[0][2]
+        for column, (name, size, picture) in enumerate(panels):
+            x, y = column * (width + GAP), row * (height + CAPTION)
+            sheet.paste(picture.crop((left, top, left + width, top + height)), (x, y + CAPTION))
+            text = name
+            if size is not None:
+                psnr = psnr_rgb(np.asarray(image), np.asarray(picture))
+                text = f"{name}: {size:,} B, {psnr:.2f} dB"
+                print(f"{text}, {8 * size / (image.width * image.height):.3f} bpp")
+            draw.text((x + 4, y + 10), text, fill="black", font=font)
+    return sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the sheet and print bytes and PSNR."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, default=ROOT / "examples" / "photo.png")
-    parser.add_argument("--model", default="small")
-    parser.add_argument("--quality", type=float, default=30.0)
+    parser.add_argument("-m", "--model", default="small")
+    parser.add_argument("--quality", type=float, default=50.0)
+    parser.add_argument("--bpp", type=float, nargs="+", help="a row for each rate, in place of the quality")
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=["JPEG", "WebP", "AVIF"])
     parser.add_argument("--crop", type=int, nargs=4, metavar=("X", "Y", "W", "H"), default=(60, 60, 400, 400))
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "images" / "equal_bytes.png")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if "HEIC" in options.codecs:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
 
     image = Image.open(options.image).convert("RGB")
-    data = pqmim.encode(image, quality=options.quality, model=options.model)
     codec = pqmim.load_codec(options.model)
-    panels = [("original", None, image), ("pqmim", len(data), codec.decode(data))]
-    for name, settings in CODECS.items():
-        file = largest_within(lambda quality, settings=settings: save_as(image, settings, quality), len(data))
-        panels.append((name, len(file), Image.open(io.BytesIO(file)).convert("RGB")))
-
-    left, top, width, height = options.crop
-    caption, gap = 44, 6
-    sheet = Image.new("RGB", ((width + gap) * len(panels) - gap, height + caption), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
-    for index, (name, size, picture) in enumerate(panels):
-        x = index * (width + gap)
-        sheet.paste(picture.crop((left, top, left + width, top + height)), (x, caption))
-        text = name
-        if size is not None:
-            psnr = psnr_rgb(np.asarray(image), np.asarray(picture))
-            bpp = 8 * size / (image.width * image.height)
-            text = f"{name}: {size:,} B, {psnr:.2f} dB"
-            print(f"{name}: {size} bytes, {bpp:.3f} bpp, {psnr:.2f} dB")
-        draw.text((x + 4, 10), text, fill="black", font=font)
+    if options.bpp:
+        files = [codec.encode(image, target_bpp=bpp) for bpp in options.bpp]
+    else:
+        files = [codec.encode(image, quality=options.quality)]
+    sheet = sheet_of([panels_of(image, data, codec, options.codecs) for data in files], options.crop)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(options.output, optimize=True)
+    if options.output.suffix == ".png":
+        sheet.save(options.output, optimize=True)
+    else:
+        sheet.save(options.output, quality=85)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/make_golden.py [--model small] [--force]
 
 Encodes the photo of the repository, and crops, odd sizes, a grey and a transparent picture made from it, at
-several qualities, and writes them with `golden.json` to `src/pqmim/golden`. To be run once for each shipped
-model: files that would change mean that the format or the model did, and are only overwritten with `--force`.
+several qualities, a file cut short and one made to a size, and writes them with `golden.json` to
+`src/pqmim/golden`. To be run once for each shipped model: files that would change mean that the format or the
+model did, and are only overwritten with `--force`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from pqmim import load_codec
+from pqmim.bitstream import truncate
 from pqmim.selftest import GOLDEN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +86,11 @@ def main() -> None:
         contents[name] = codec.encode(png.getvalue(), quality=quality)
         golden[name] = facts_of(contents[name], options.model)
         print(f"{name}  {picture.width} x {picture.height}  {picture.mode}  {len(contents[name]):,} B")
+    contents["cut.pqm"] = truncate(contents["photo.pqm"], 1500)
+    contents["tiny.pqm"] = codec.encode(photo, target_bytes=200)
+    for name in ("cut.pqm", "tiny.pqm"):
+        golden[name] = facts_of(contents[name], options.model)
+        print(f"{name}  {len(contents[name]):,} B")
     lines = [f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in golden.items()]
     contents["golden.json"] = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 

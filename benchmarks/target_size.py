@@ -30,9 +30,9 @@ def counted_encodings() -> Iterator[list[float]]:
     trade_offs: list[float] = []
     encode = PictureEncoder.encode
 
-    def counted(self: PictureEncoder, w: float) -> EncodedTokens:
+    def counted(self: PictureEncoder, w: float, num_bytes: float | None = None) -> EncodedTokens:
         trade_offs.append(w)
-        return encode(self, w)
+        return encode(self, w, num_bytes)
 
     PictureEncoder.encode = counted  # type: ignore[method-assign]
     try:

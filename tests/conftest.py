@@ -101,7 +101,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = make_tiny_tokenizer()
     entropy_model = make_tiny_entropy_model(tokenizer)
-    save_model(folder / MODEL_FILE, "tiny", tokenizer, entropy_model, QualityRange(w_at_0=60, w_at_100=0.5), {})
+    save_model(folder / MODEL_FILE, "tiny", tokenizer, entropy_model, QualityRange(w_at_0=60, w_at_100=0.25), {})
     return folder
 
 

@@ -1,6 +1,7 @@
 """The encoder: effort, regions, tuning and the share that is sent do what they say."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from conftest import make_tiny_entropy_model, make_tiny_tokenizer, synthetic_pho
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pqmim.config import NUM_LEVELS
 from pqmim.encoder import (
+    LEVEL_REACH,
     MAX_ACTIVITY_FACTOR,
     MAX_EFFORT,
     EncodedTokens,
@@ -151,13 +154,13 @@ def at_equal_size(
 ) -> EncodedTokens:
     """The largest encoding that is not above a size."""
     encoder = encoder_of(tokenizer, model, rgb, effort=1, **options)
-    fitting = [e for w in np.geomspace(60, 20000, 40) if len((e := encoder.encode(float(w))).payload) <= num_bytes]
+    fitting = [e for w in np.geomspace(50, 3000, 40) if len((e := encoder.encode(float(w))).payload) <= num_bytes]
     return max(fitting, key=lambda e: len(e.payload))
 
 
 def test_a_region_is_better_at_equal_bytes(tokenizer: Tokenizer, model: ExactEntropyModel) -> None:
     rgb = synthetic_photo(160, 160, 2)
-    plain = encoder_of(tokenizer, model, rgb, effort=1).encode(1000.0)  # where the tiny model has bits to shift
+    plain = encoder_of(tokenizer, model, rgb, effort=1).encode(500.0)  # where the tiny model has bits to shift
     with_region = at_equal_size(tokenizer, model, rgb, len(plain.payload), regions=(Region(32, 48, 64, 48, 16.0),))
     assert len(with_region.payload) <= len(plain.payload)
     inside = np.zeros(rgb.shape[:2], dtype=bool)
@@ -235,27 +238,97 @@ def test_tuning_for_structure_gives_quiet_parts_more(tokenizer: Tokenizer, model
     rgb = synthetic_photo(96, 192)
     rgb[:, 96:] = rng.integers(0, 256, (96, 96, 3))
     plain, tuned = (
-        squared_error(tokenizer, encoder_of(tokenizer, model, rgb, tune=tune, effort=1).encode(1000.0), rgb)
+        squared_error(tokenizer, encoder_of(tokenizer, model, rgb, tune=tune, effort=1).encode(500.0), rgb)
         for tune in (Tune.PSNR, Tune.MS_SSIM)
     )
     assert tuned[:, :80].mean() < 0.97 * plain[:, :80].mean()
     assert tuned[:, 112:].mean() > plain[:, 112:].mean()
 
 
-# -- the size ahead of time ------------------------------------------------------------------------------------------
+# -- the size --------------------------------------------------------------------------------------------------------
 
 
-def test_estimates_fall_with_the_trade_off_and_are_of_the_right_order(
+def busy_photo() -> np.ndarray:
+    """A photo with textures of all strengths: the tiny model has bits to move."""
+    rng = np.random.default_rng(0)
+    strength = rng.uniform(0, 100, (16, 16, 1)).repeat(16, 0).repeat(16, 1)
+    texture = rng.normal(size=(64, 64, 3)).repeat(4, 0).repeat(4, 1)
+    return np.clip(synthetic_photo(256, 256) + strength * texture, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("share", [0.96, 0.98, 1.03])
+@pytest.mark.parametrize("tune", Tune)
+def test_a_second_encoding_hits_a_size(
+    tokenizer: Tokenizer, model: ExactEntropyModel, share: float, tune: Tune
+) -> None:
+    encoder = encoder_of(tokenizer, model, busy_photo(), effort=1, tune=tune)
+    first = encoder.encode(10.0)
+    wanted = share * len(first.payload)
+    second = encoder.encode(10.0, wanted)
+    assert second.level == first.level
+    assert len(second.payload) == pytest.approx(wanted, rel=0.01)
+    reader = TokenReader(second.payload)
+    assert torch.equal(code_tokens(model, reader, 16, 16, second.level).tokens, second.tokens)
+    reader.finish()
+
+
+def test_a_size_is_forgotten(tokenizer: Tokenizer, model: ExactEntropyModel) -> None:
+    """What an encoding had to hit is of no effect on later ones that have to hit none."""
+    free, bound = (encoder_of(tokenizer, model, busy_photo()) for _ in range(2))
+    for encoder in (free, bound):
+        encoder.encode(10.0)
+    expected = free.encode(11.0)
+    assert bound.encode(11.0, 0.96 * len(expected.payload)).payload != expected.payload
+    assert bound.encode(11.0).payload == expected.payload
+
+
+def test_sizes_that_cannot_be_hit_change_nothing(tokenizer: Tokenizer, model: ExactEntropyModel) -> None:
+    """In the first call, after a change of level, or if the last tokens are not sent."""
+    for keep, first_w in ((1.0, None), (1.0, 0.5), (0.5, 10.0)):
+        free, bound = (encoder_of(tokenizer, model, busy_photo(), effort=1, keep=keep) for _ in range(2))
+        if first_w is not None:
+            assert free.encode(first_w).payload == bound.encode(first_w).payload
+        expected = free.encode(10.0)
+        found = bound.encode(10.0, 0.5 * len(expected.payload))
+        assert torch.equal(found.tokens, expected.tokens)
+        assert found.payload == expected.payload
+
+
+def test_the_level_of_the_last_encoding_stays_for_trade_offs_near_by(
     tokenizer: Tokenizer, model: ExactEntropyModel
 ) -> None:
-    for shape in ((96, 112), (16, 16)):
-        encoder = encoder_of(tokenizer, model, synthetic_photo(*shape), effort=1)
-        ws = np.geomspace(0.5, 60, 12).tolist()
-        level = encoder.encode(ws[0]).level
-        estimates = [encoder.estimate_bytes(w) for w in ws[:3]]  # of one level
-        assert level == 0
-        assert estimates == sorted(estimates, reverse=True)
-        assert 0.2 * len(encoder.encode(ws[0]).payload) < estimates[0] < 5 * len(encoder.encode(ws[0]).payload)
+    handover = next(w for w in np.geomspace(1, 60, 2000).tolist() if tokenizer.quantizer.level(w) == 3)
+    near, far = LEVEL_REACH * 0.95, LEVEL_REACH * 1.05
+    encoder = encoder_of(tokenizer, model, synthetic_photo(32, 32), effort=1)
+    assert [encoder.encode(w).level for w in (0.95 * handover, handover * near, handover * far)] == [2, 2, 3]
+    assert [encoder.encode(w).level for w in (handover / near, handover / far)] == [3, 2]
+
+
+@pytest.mark.parametrize(("shape", "step"), [((96, 112), 1.05), ((16, 16), 1.3)])
+def test_estimates_fall_with_the_trade_off_and_are_of_the_right_order(
+    tokenizer: Tokenizer, model: ExactEntropyModel, shape: tuple[int, int], step: float
+) -> None:
+    """Within a level; where the next one takes over, a small step up may be."""
+    ws = np.geomspace(*tokenizer.quantizer.w_range(), 24).tolist()
+    encoder = encoder_of(tokenizer, model, synthetic_photo(*shape), effort=1)
+    estimates = [encoder.estimate_bytes(w) for w in ws]
+    levels = tokenizer.quantizer.level(torch.tensor(ws)).tolist()
+    assert set(levels) == set(range(NUM_LEVELS))
+    for (level, estimate), (next_level, next_estimate) in pairwise(zip(levels, estimates, strict=True)):
+        assert next_estimate <= estimate * (1.0 if level == next_level else step)
+    assert estimates[-1] < 0.7 * estimates[0]
+    for index in (0, 12, 23):
+        assert len(encoder.encode(ws[index]).payload) == pytest.approx(estimates[index], rel=0.2, abs=1)
+
+
+@pytest.mark.parametrize("w", [2.0, 5.5, 7.0, 14.0])
+def test_estimates_are_what_the_tokens_of_the_tokenizer_cost(
+    tokenizer: Tokenizer, model: ExactEntropyModel, w: float
+) -> None:
+    rgb = busy_photo()
+    tokens = tokenizer.encode(torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255, w)
+    bits = tokenizer.quantizer.prior_bits()[tokenizer.quantizer.level(w)].gather(1, tokens[0].flatten(1)).sum()
+    assert encoder_of(tokenizer, model, rgb).estimate_bytes(w) == pytest.approx(float(bits) / 8, rel=1e-3)
 
 
 def test_estimates_of_a_part_are_those_of_the_whole(

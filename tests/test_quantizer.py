@@ -1,6 +1,5 @@
 """Product quantizer: runs of equal rate, entropy-constrained choice, priors."""
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -9,7 +8,14 @@ from conftest import make_tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqmim.quantizer import FactorizedDensity, ProductQuantizer, fit_codebook, order_channels
+from pqmim.quantizer import (
+    LEVEL_END,
+    LEVEL_START,
+    FactorizedDensity,
+    ProductQuantizer,
+    fit_codebook,
+    order_channels,
+)
 from pqmim.token_coding import RateDistortionChoice
 
 
@@ -25,9 +31,8 @@ def quantizer() -> ProductQuantizer:
     return made.requires_grad_(False)
 
 
-def brute_force(quantizer: ProductQuantizer, z: torch.Tensor, w: float, level: int | None = None) -> torch.Tensor:
+def brute_force(quantizer: ProductQuantizer, z: torch.Tensor, w: float, level: int) -> torch.Tensor:
     """Definition of the choice, one latent vector and codeword at a time, in float64."""
-    level = int(quantizer.level(max(w, 1e-9))) if level is None else level
     bits = quantizer.prior_bits()[level].double()
     tokens = torch.zeros(z.shape[0], quantizer.num_subquantizers, *z.shape[2:], dtype=torch.int64)
     for b in range(z.shape[0]):
@@ -76,8 +81,7 @@ def test_runs_have_about_equal_rate() -> None:
 @pytest.mark.parametrize("w", [1e-6, 0.3, 4.0])
 def test_choice_against_brute_force(quantizer: ProductQuantizer, w: float) -> None:
     z = torch.randn(2, 10, 3, 4, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(quantizer.assign(z, w), brute_force(quantizer, z, w))
-    for level in (0, 5):
+    for level in (0, 3, 5):
         assert torch.equal(quantizer.assign(z, w, torch.tensor([level, level])), brute_force(quantizer, z, w, level))
     mixed = quantizer.assign(z, w, torch.tensor([1, 4]))
     for b, level in enumerate((1, 4)):
@@ -86,10 +90,10 @@ def test_choice_against_brute_force(quantizer: ProductQuantizer, w: float) -> No
 
 def test_choice_with_a_trade_off_per_sample(quantizer: ProductQuantizer) -> None:
     z = torch.randn(3, 10, 2, 5, generator=torch.Generator().manual_seed(2))
-    ws = [0.01, 0.5, 3.0]
-    together = quantizer.assign(z, torch.tensor(ws))
+    ws, levels = [0.01, 0.5, 3.0], torch.tensor([0, 2, 5])
+    together = quantizer.assign(z, torch.tensor(ws), levels)
     for b, w in enumerate(ws):
-        assert torch.equal(together[b : b + 1], quantizer.assign(z[b : b + 1], w))
+        assert torch.equal(together[b : b + 1], quantizer.assign(z[b : b + 1], w, levels[b : b + 1]))
 
 
 @pytest.mark.parametrize("level", [0, 3])
@@ -146,14 +150,29 @@ def test_static_bits_are_those_of_the_priors(quantizer: ProductQuantizer) -> Non
     assert torch.allclose(torch.exp2(-bits), quantizer.prior_logits.softmax(2), atol=1e-6)
 
 
-def test_level_is_that_of_the_nearest_trade_off(quantizer: ProductQuantizer) -> None:
-    grid = quantizer.level_log_w
-    levels = torch.arange(len(grid))
-    assert torch.equal(quantizer.level(grid.exp()), levels)
-    assert torch.equal(quantizer.level((grid + 0.45).exp()), levels)  # they are 1 apart
-    assert torch.equal(quantizer.level((grid[1:] - 0.45).exp()), levels[1:])
-    assert [int(quantizer.level(w)) for w in (1e-9, math.exp(2.1), 1e9)] == [0, 2, len(grid) - 1]
+def test_levels_take_turns_over_the_range_of_trade_offs(quantizer: ProductQuantizer) -> None:
+    ws = torch.logspace(-1, 3, 400)
+    levels = quantizer.level(ws)
+    assert levels[0] == 0
+    assert levels[-1] == len(quantizer.level_log_w) - 1
+    assert set(levels.diff().tolist()) == {0, 1}
+    assert torch.equal(quantizer.level(quantizer.level_log_w.exp())[1:], torch.arange(1, 6))
     assert quantizer.level(1.0).shape == ()
+
+
+def test_levels_hand_over_where_the_constants_say(quantizer: ProductQuantizer) -> None:
+    """Within a level the applied trade-off rises with the one asked for; at a handover it steps back."""
+    ws = torch.logspace(-1, 3, 4000)
+    levels = quantizer.level(ws)
+    applied = quantizer.applied_w(ws, levels)
+    made_for = quantizer.level_log_w.exp()
+    for level in range(5):
+        of_level, of_next = applied[levels == level], applied[levels == level + 1]
+        assert (of_level.diff() > 0).all()
+        assert float(of_level[-1]) == pytest.approx(LEVEL_END[level] * float(made_for[level]), rel=0.02)
+        assert float(of_next[0]) == pytest.approx(LEVEL_START[level] * float(made_for[level + 1]), rel=0.02)
+    for w in (0.01, 3.0, 5000.0):  # a level that does not serve w goes on as it would
+        assert (quantizer.applied_w(torch.tensor([w, 1.1 * w]), torch.tensor([3, 3])).diff() > 0).all()
 
 
 @pytest.mark.parametrize("level", [0, 2, 5])

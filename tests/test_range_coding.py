@@ -221,11 +221,30 @@ def test_a_prefix_gives_leading_tokens(seed: int, size: int, step_lengths: list[
         counts.append(len(read))
     assert counts == sorted(counts)
 
-    prefix = writer.finish_prefix()
+    prefix = writer.prefix_of(payload)
     assert read_prefix(prefix, steps) == flat
     assert read_prefix(prefix + rng.bytes(5), steps) == flat  # whatever follows
     if prefix:
         assert len(read_prefix(prefix[:-1], steps)) < len(flat)  # it is the shortest
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 300), st.integers(0, 80), st.integers(0, 80))
+def test_the_prefix_of_a_longer_message_gives_its_first_tokens(
+    seed: int, size: int, num_tokens: int, num_first: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    frequencies = random_frequencies(rng, num_tokens, size)
+    tokens = random_tokens(rng, frequencies)
+    payload = write(frequencies, tokens)
+    first = TokenWriter()
+    first.code(frequencies[:num_first], tokens[:num_first])
+    prefix = first.prefix_of(payload)
+    assert payload.ljust(len(prefix), b"\0").startswith(prefix)
+    read = PrefixReader(prefix).code(frequencies)
+    assert len(read) >= min(num_first, num_tokens)
+    assert (read == tokens[: len(read)]).all()
+    if prefix:
+        assert len(PrefixReader(prefix[:-1]).code(frequencies)) < num_first  # it is the shortest
 
 
 @given(st.integers(0, 2**32 - 1), st.binary(max_size=30))
@@ -266,7 +285,8 @@ def test_zero_bytes_of_a_prefix_are_digits() -> None:
     writer = TokenWriter()
     writer.code(frequencies, np.zeros(100, np.int64))
     assert writer.finish() == b""
-    assert set(writer.finish_prefix()) == {0}
+    assert set(writer.prefix_of(b"")) == {0}
+    assert len(writer.prefix_of(b"")) == 13  # 100 bits
     counts = [len(PrefixReader(bytes(length)).code(frequencies)) for length in range(15)]
     assert counts[0] == 0
     assert counts[-1] == 100
@@ -279,15 +299,18 @@ def test_prefixes_at_the_top_of_the_range() -> None:
     tokens = np.ones(500, np.int64)
     writer = TokenWriter()
     writer.code(frequencies, tokens)
-    for start in (b"", writer.finish(), writer.finish_prefix(), b"\xff" * 30):
+    payload = writer.finish()
+    prefix = writer.prefix_of(payload)
+    for start in (b"", payload, prefix, b"\xff" * 30):
         for length in range(len(start) + 1):
             read = PrefixReader(start[:length]).code(frequencies).tolist()
             assert read == read_prefix_as_the_format_page_says(start[:length], frequencies)
-    assert (PrefixReader(writer.finish_prefix()).code(frequencies) == tokens).all()
+    assert (PrefixReader(prefix).code(frequencies) == tokens).all()
 
 
 def test_no_tokens_need_no_prefix() -> None:
-    assert TokenWriter().finish_prefix() == b""
+    for payload in (b"", EXAMPLE_PAYLOAD):
+        assert TokenWriter().prefix_of(payload) == b""
     reader = PrefixReader(b"")
     assert reader.code(np.empty((0, 256), np.int32)).shape == (0,)
     assert reader.code(EXAMPLE_FREQUENCIES).shape == (0,)

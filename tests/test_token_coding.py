@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import synthetic_photo
+from conftest import make_tiny_tokenizer, synthetic_photo
 from exact_model import CONFIG, NUM_CODEWORDS, NUM_LEVELS, RUNS, exact_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +17,21 @@ from pqmim.bitstream import parse
 from pqmim.codec import Codec, load_codec
 from pqmim.errors import DamagedFileError, TokenCheckError
 from pqmim.exact_inference import ExactEntropyModel, exact_kernels
-from pqmim.range_coding import PrefixReader, TokenReader, TokenWriter
+from pqmim.range_coding import PRECISION, PrefixReader, TokenReader, TokenWriter
 from pqmim.schedule import Schedule, positions_of
-from pqmim.token_coding import CHUNK_TOKENS, GivenTokens, PrefixWriter, TokenGrid, _blocks, bits_table, code_tokens
+from pqmim.token_coding import (
+    BUDGET_REACH,
+    CHUNK_TOKENS,
+    FREE_SHARE,
+    Budget,
+    GivenTokens,
+    PrefixWriter,
+    RateDistortionChoice,
+    TokenGrid,
+    _blocks,
+    bits_table,
+    code_tokens,
+)
 
 CPU = torch.device("cpu")
 
@@ -236,6 +248,70 @@ def test_steps_without_positions_are_not_shown(model: ExactEntropyModel) -> None
     shown = []
     code_tokens(model, TokenReader(written(model, tokens)), 1, 1, 1, after_step=shown.append)
     assert len(shown) == 3  # one of each group
+
+
+# -- budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_looked_at_after_the_free_share() -> None:
+    budget = Budget(1000.0, [100.0 * FREE_SHARE - 1, 1.0, 100.0 * (1 - FREE_SHARE)])
+    assert budget.share([]) is None
+    assert budget.share([900.0]) is None  # what counts is what was planned
+    assert budget.share([900.0, 10.0]) == pytest.approx(90)
+
+
+@given(st.lists(st.floats(0.01, 1e5), min_size=2, max_size=9), st.floats(0.1, 10), st.floats(0.1, 3))
+def test_shares_are_in_proportion_to_the_plan(plan: list[float], total: float, early: float) -> None:
+    """What the first blocks leave is dealt to the others."""
+    budget = Budget(total * sum(plan), plan)
+    spent: list[float] = []
+    while len(spent) < len(plan) and budget.share(spent) is None:
+        spent.append(early * plan[len(spent)])
+    left, planned = max(0.0, budget.bits - sum(spent)), sum(plan[len(spent) :])
+    for block in plan[len(spent) :]:
+        share = budget.share(spent)
+        assert share == pytest.approx(left * block / planned, rel=1e-6, abs=1e-6)
+        spent.append(share)
+
+
+def test_a_budget_that_is_exhausted() -> None:
+    for bits in (50.0, 10.0, 0.0, -20.0):
+        assert Budget(bits, [30.0, 20.0, 20.0]).share([40.0, 10.0]) == 0
+    assert Budget(50.0, [0.0, 0.0]).share([0.0]) == 0  # a plan that costs nothing
+
+
+def choice_after_a_block(budget: Budget | None, w: Tensor) -> tuple[RateDistortionChoice, Tensor]:
+    """A choice with a first block behind it, and the tokens of a second one, at frequencies drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    quantizer = make_tiny_tokenizer().quantizer.requires_grad_(False)
+    z = torch.randn(1, quantizer.num_channels, 50, 40, generator=generator) * 8
+    choice = RateDistortionChoice(quantizer, z, w, 2, budget)
+    logits = torch.randn(2, 2000, quantizer.num_codewords, generator=generator)
+    frequencies = (logits.softmax(2) * 60_000).int() + 1
+    frequencies[:, :, 0] += (1 << PRECISION) - frequencies.sum(2)
+    positions = torch.randperm(2000, generator=generator)
+    choice(0, positions, frequencies[:1])
+    return choice, choice(1, positions, frequencies)
+
+
+TRADE_OFFS = torch.linspace(3, 30, 2000)
+
+
+@pytest.mark.parametrize("share", [0.93, 0.97, 1.0, 1.03, 1.06])
+def test_a_choice_hits_its_share_of_a_budget(share: float) -> None:
+    spent = choice_after_a_block(None, TRADE_OFFS)[0].spent
+    bound, _ = choice_after_a_block(Budget(spent[0] + share * spent[1], [1.0, 1.0]), TRADE_OFFS)
+    assert bound.spent[0] == spent[0]  # too early to be changed
+    assert bound.spent[1] == pytest.approx(share * spent[1], rel=0.01)
+
+
+@pytest.mark.parametrize(("share", "factor"), [(0.5, BUDGET_REACH), (2.0, 1 / BUDGET_REACH)])
+def test_a_choice_changes_the_trade_off_no_further_than_it_may(share: float, factor: float) -> None:
+    spent = choice_after_a_block(None, TRADE_OFFS)[0].spent
+    bound, tokens = choice_after_a_block(Budget(spent[0] + share * spent[1], [1.0, 1.0]), TRADE_OFFS)
+    limit, tokens_at_the_limit = choice_after_a_block(None, TRADE_OFFS * factor)
+    assert torch.equal(tokens, tokens_at_the_limit)
+    assert bound.spent[1] == limit.spent[1]
 
 
 # -- frequencies that are not those of the encoder ------------------------------------------------------------------

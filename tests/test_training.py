@@ -1,6 +1,7 @@
 """Training: from a folder of photos to a codec, interruptions that leave no trace, and nothing overwritten."""
 
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -11,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_ENTROPY, TINY_TOKENIZER, synthetic_photo
+from conftest import TINY_ENTROPY, TINY_TOKENIZER, make_tiny_tokenizer, synthetic_photo
 from PIL import Image
 from safetensors.torch import load_file
 
 from pqmim import load_codec, train_entropy_model, train_tokenizer
 from pqmim.checkpoints import load_model
-from pqmim.config import EntropyTraining, RunConfig, StageConfig, TokenizerTraining
+from pqmim.config import NUM_LEVELS, EntropyTraining, RunConfig, StageConfig, TokenizerTraining
 from pqmim.data import ALL
 from pqmim.distributed import Workers
 from pqmim.errors import ConfigError, MissingExtraError, ModelError, OutputError
@@ -304,6 +305,17 @@ def test_draws_do_not_depend_on_who_draws() -> None:
         assert torch.equal(mine.noise(3, 4), noise[part])
     assert not torch.equal(draws(step=6).uniform(2), uniform)
     assert not torch.equal(draws(step=6).noise(3, 4), noise)
+
+
+def test_trade_offs_are_drawn_over_all_that_the_levels_serve() -> None:
+    quantizer = make_tiny_tokenizer().quantizer
+    low, high = quantizer.w_range()
+    w = train_tokenizer.draw_w(quantizer, Draws(1, 0, 4000, ALL, torch.device("cpu")))
+    quantiles = w.log().quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    assert torch.allclose(quantiles, torch.linspace(math.log(low), math.log(high), 5), atol=0.15)
+    assert low <= float(w.min())
+    assert float(w.max()) <= high
+    assert len(quantizer.level(w).unique()) == NUM_LEVELS
 
 
 def test_learning_rate_warms_up_and_falls() -> None:

@@ -48,10 +48,9 @@ from pqmim.tokenizer import Tokenizer
 
 MAX_PIXELS = 100_000_000
 """Default limit on width x height, against files that ask for more memory than there is."""
-SCALE_BPP = ((8, 0.004), (4, 0.014), (2, 0.05))
-"""A target of fewer bits per pixel than this is met on a picture scaled down so many times; chosen on the validation
-photos."""
-
+COARSEST_W = 18.0
+"""Where a size would take a coarser trade-off than this (squared latent units per bit), the picture is coded at half
+its size or less; chosen on the validation photos."""
 COARSER = 4.0
 """How far beyond the trade-off of quality 0 a target may take the encoder."""
 
@@ -65,7 +64,7 @@ class EncodeOptions:
         tune: what the bits are spent for.
         regions: parts of the picture that matter more, pixels of the image.
         keep: share of the tokens to send, in coding order; the decoder fills the rest.
-        scale: code the picture this many times smaller, one of `bitstream.SCALES`; None = as the target wants.
+        scale: code the picture this many times smaller, one of `bitstream.SCALES`; None = as suits the rate.
         strict: a target below what is possible is an error.
         max_pixels: larger images are refused.
     """
@@ -287,9 +286,11 @@ class Codec:
             return _EncodedFile(bitstream.pack(container), tokens)
 
         if target_bytes is None:
-            scale = options.scale or 1
+            w, scale = self._quality.w(quality), options.scale or 1
             encoder = self._encoder(picture, scale, options)
-            return pack(encoder.encode(self._quality.w(quality)), scale)
+            if options.scale is None and w > COARSEST_W:
+                encoder, scale, w = self._fitting_encoder(picture, encoder.estimate_bytes(w), options)
+            return pack(encoder.encode(w), scale)
         return self._encode_to_size(picture, target_bytes, options, pack, frame)
 
     def _encode_to_size(
@@ -301,26 +302,14 @@ class Codec:
         frame: Container,
     ) -> _EncodedFile:
         """Encode to at most `target` bytes, if that is possible; `frame` is the container without payload."""
-        height, width = picture.rgb.shape[:2]
         room = max(1, target - bitstream.overhead(frame))
-        scale = options.scale or _scale_for(8 * room / (height * width))
-        encoder = self._encoder(picture, scale, options)
-        w_range = self._quality.w(100), COARSER * self._quality.w(0)
-
-        def estimate(w: float) -> float:
-            return options.keep * encoder.estimate_bytes(w)
-
-        while options.scale is None and scale < SCALES[-1] and rate_control.TYPICAL_RATIO * estimate(w_range[1]) > room:
-            scale *= 2
-            encoder = self._encoder(picture, scale, options)
-        while options.scale is None and scale > 1 and estimate(w_range[0]) < room / 2:  # a plain picture
-            scale //= 2
-            encoder = self._encoder(picture, scale, options)
+        expected = room / (rate_control.TYPICAL_RATIO * options.keep)
+        encoder, scale, _ = self._fitting_encoder(picture, expected, options)
         best = rate_control.search(
-            lambda w: pack(encoder.encode(w), scale),
-            estimate,
+            lambda w, num_bytes: pack(encoder.encode(w, num_bytes), scale),
+            lambda w: options.keep * encoder.estimate_bytes(w),
             target,
-            w_range,
+            self._w_range,
             overhead=lambda num_bytes: bitstream.overhead(replace(frame, payload=bytes(num_bytes))),
         )
         if best.num_bytes > target:  # leave out the last tokens: the decoder fills them
@@ -329,6 +318,25 @@ class Codec:
                 raise TargetError(f"no file of {target:,} bytes is possible; the smallest has {smallest:,}")
             best = _EncodedFile(bitstream.truncate(best.data, max(target, smallest)), best.tokens)
         return best
+
+    @property
+    def _w_range(self) -> tuple[float, float]:
+        return self._quality.w(100), COARSER * self._quality.w(0)
+
+    def _fitting_encoder(
+        self, picture: Picture, num_bytes: float, options: EncodeOptions
+    ) -> tuple[PictureEncoder, int, float]:
+        """Encoder at the scale that suits a size best, the scale, and the trade-off that about gives the size.
+
+        Args:
+            num_bytes: of the payload, under the static priors.
+        """
+        for scale in SCALES if options.scale is None else (options.scale,):
+            encoder = self._encoder(picture, scale, options)
+            w = rate_control.solve(encoder.estimate_bytes, num_bytes, self._w_range)
+            if w <= COARSEST_W:
+                break
+        return encoder, scale, w
 
     def _encoder(self, picture: Picture, scale: int, options: EncodeOptions) -> PictureEncoder:
         rgb = picture.rgb
@@ -561,11 +569,6 @@ class Codec:
 def _tiles_of(z: Tensor) -> Callable[[int, int, int, int], Tensor]:
     """Parts of a latent (1, D, h, w)."""
     return lambda top, bottom, left, right: z[:, :, top:bottom, left:right]
-
-
-def _scale_for(bpp: float) -> int:
-    """How many times smaller a picture is coded to meet a target."""
-    return next((scale for scale, limit in SCALE_BPP if bpp < limit), 1)
 
 
 class _CountedTokens(GivenTokens):

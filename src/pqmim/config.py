@@ -217,8 +217,6 @@ class EntropyTraining(Config):
     data: DataConfig
     run: RunConfig
     stage: StageConfig = StageConfig(batch_size=16)
-    rate: RateRange = RateRange()
-    """Trade-offs drawn for the training tokens; as the tokenizer was trained."""
     quality: QualityRange = QualityRange()
     quantize_after: float = Field(0.7, ge=0, le=1)
     """Share of the steps in float; the rest simulates the integer arithmetic of `exact_inference`."""

@@ -21,9 +21,9 @@ from pqmim.exact_inference import ExactEntropyModel
 from pqmim.quantizer import ProductQuantizer
 from pqmim.range_coding import TokenWriter
 from pqmim.tiled_transforms import TiledTransforms
-from pqmim.token_coding import PrefixWriter, RateDistortionChoice, code_tokens
+from pqmim.token_coding import Budget, PrefixWriter, RateDistortionChoice, code_tokens
 
-MAX_EFFORT = 4
+MAX_EFFORT = 3
 DEFAULT_EFFORT = 2
 CORRECTION_GAIN = 0.25
 """Share of the correction from the decoded picture that a pass adds to the latent; chosen on the validation photos."""
@@ -31,6 +31,8 @@ ACTIVITY_EXPONENT = 0.25
 """How strongly `Tune.MS_SSIM` takes bits from busy parts of the picture; chosen on the validation photos."""
 MAX_ACTIVITY_FACTOR = 3.0
 """Largest factor by which it changes the trade-off, up or down."""
+LEVEL_REACH = 1.5
+"""A search keeps the level of its last encoding for trade-offs up to this factor outside of those that it serves."""
 SAMPLED_POSITIONS = 4096
 """Positions of a large picture that stand for all in an estimate of the size."""
 
@@ -136,27 +138,38 @@ class PictureEncoder:
         self._factors = self._trade_off_factors()
         self._target: Tensor | None = None
         self._level: int | None = None
+        self._spent: list[float] = []
 
     @torch.no_grad()
-    def encode(self, w: float) -> EncodedTokens:
-        """Choose and code tokens at a trade-off, squared latent units per bit.
+    def encode(self, w: float, num_bytes: float | None = None) -> EncodedTokens:
+        """Choose and code tokens at a trade-off that is asked for, squared latent units per bit.
 
-        A second call starts from the corrected latent of the first, and so needs one pass only.
+        A second call starts from the corrected latent of the first, and so needs one pass only. If it has the level of
+        the first, it knows well enough where the bits go to hit a size.
+
+        Args:
+            num_bytes: of the payload, to be hit by small changes of the trade-off on the way; of no effect in the first
+                call, or if not all tokens are kept.
         """
-        level = self._level_for(w)
+        level, is_partial = self._level_for(w), self._options.keep < 1
+        budget = None
+        if num_bytes is not None and level == self._level and not is_partial:
+            budget = Budget(8 * num_bytes, self._spent)
+        self._level = level
+        applied_w = float(self._quantizer.applied_w(w, torch.tensor(level, device=self._z.device)))
         height, width = self._z.shape[2:]
         passes = 1
         if self._target is None:
             self._target, passes = self._z, self._options.effort
-        is_partial = self._options.keep < 1
         for remaining in reversed(range(passes)):
-            choice = RateDistortionChoice(self._quantizer, self._target, w * self._factors, level)
+            choice = RateDistortionChoice(self._quantizer, self._target, applied_w * self._factors, level, budget)
             writer = PrefixWriter(self._num_kept()) if is_partial else TokenWriter()
             tokens = code_tokens(self._entropy_model, writer, height, width, level, choice).tokens
             if remaining:
                 z_q = self._quantizer.dequantize(tokens[None], torch.tensor([level], device=self._z.device))
                 correction = self._transforms.correct(z_q, self._pixels) - self._z
                 self._target = self._target + CORRECTION_GAIN * correction
+        self._spent = choice.spent
         return EncodedTokens(level, tokens, writer.finish(), is_partial)
 
     @torch.no_grad()
@@ -166,16 +179,15 @@ class PictureEncoder:
         stride = -(-z.shape[2] // SAMPLED_POSITIONS)
         part = z[:, :, ::stride, None]
         level = self._level_for(w)
-        tokens = self._quantizer.assign(part, w, torch.tensor([level], device=z.device))
+        which = torch.tensor([level], device=z.device)
+        tokens = self._quantizer.assign(part, self._quantizer.applied_w(w, which), which)
         bits = self._quantizer.prior_bits()[level].gather(1, tokens[0].flatten(1)).sum()
         return float(bits) * z.shape[2] / part.shape[2] / 8
 
     def _level_for(self, w: float) -> int:
-        """Level of a trade-off. Once chosen it stays for others near by, so that the size has no jumps between them."""
-        nearest = int(self._quantizer.level(w))
-        if self._level is None or abs(nearest - self._level) > 1:
-            self._level = nearest
-        return self._level
+        """Level for a trade-off; that of the last encoding stays for others near by: a search meets no jumps."""
+        finest, level, coarsest = self._quantizer.level(torch.tensor([w / LEVEL_REACH, w, w * LEVEL_REACH])).tolist()
+        return self._level if self._level is not None and finest <= self._level <= coarsest else level
 
     def _num_kept(self) -> int:
         return math.ceil(self._options.keep * self._quantizer.num_subquantizers * self._z.shape[2] * self._z.shape[3])

@@ -11,8 +11,10 @@ where w (squared latent units per bit) sets the rate (Chou, Lookabaugh and Gray 
 quantization"; Jegou, Douze and Schmid 2011, "Product quantization for nearest neighbor search").
 
 w may have any value, but codewords that are right for one w are too dense or too sparse for another. So there is a set
-of codebooks for each of a few *levels*, trade-offs spread over the range of rates; an image is quantized with those of
-the level nearest to its w.
+of codebooks for each of a few *levels*, trade-offs spread over the range of rates. At the same w the codebooks of
+neighboring levels differ in rate by a factor of about 1.5. For sizes to change smoothly with the trade-off that is
+asked for, each level applies a wider range of w than it is asked for: coarser than asked towards the next level, which
+begins finer than asked, where both give about the same rate.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ from torch import Tensor, nn
 from pqmim.config import NUM_LEVELS
 
 LOG2 = math.log(2.0)
+LEVEL_END = (1.0, 2.7, 2.7, 2.7, 2.7)
+"""Coarsest w that a level applies, in multiples of the w that it was made for, where the next level takes over. The
+finest level ends early: its codewords are too few for it to gain much. Chosen on the validation photos."""
+LEVEL_START = (0.2, 0.53, 0.53, 0.53, 0.53)
+"""Finest w that the next level applies there, in multiples of its own."""
 
 
 class FactorizedDensity(nn.Module):
@@ -109,9 +116,43 @@ class ProductQuantizer(nn.Module):
         return -torch.log_softmax(self.prior_logits, dim=2) / LOG2
 
     def level(self, w: Tensor | float) -> Tensor:
-        """Level nearest to a trade-off: (B,) or a number, squared latent units per bit -> (B,) or () int64."""
-        log_w = torch.as_tensor(w, dtype=torch.float32, device=self.level_log_w.device).log()
-        return (log_w[..., None] - self.level_log_w).abs().argmin(-1)
+        """Level that serves a trade-off: (B,) or a number, squared latent units per bit -> (B,) or () int64."""
+        return torch.bucketize(self._log(w), self._handovers()[0])
+
+    def applied_w(self, w: Tensor | float, level: Tensor) -> Tensor:
+        """The w at which the codewords of a level are chosen when another is asked for.
+
+        Args:
+            w: asked for, squared latent units per bit; (B,) or a number.
+            level: (B,) or () int64; any, though those far from `level(w)` are of little use.
+
+        Returns:
+            Squared latent units per bit, float32, of the common shape; rises with w.
+        """
+        asked, ends, starts = self._handovers()
+        # Between its two handovers a level is linear in the logarithms. The outermost ones have but one, and the slope
+        # of their neighbors.
+        inner = level.clamp(1, len(asked) - 1)
+        slope = (ends[inner] - starts[inner - 1]) / (asked[inner] - asked[inner - 1])
+        first = (level - 1).clamp_min(0)
+        anchor = torch.where(level > 0, starts[first], ends[0])
+        return (anchor + slope * (self._log(w) - asked[first])).exp()
+
+    def w_range(self) -> tuple[float, float]:
+        """Finest and coarsest trade-off worth asking for: squared latent units per bit."""
+        made_for = self.level_log_w.exp()
+        return float(made_for[0]) / 2, float(made_for[-1]) * 1.2
+
+    def _log(self, w: Tensor | float) -> Tensor:
+        return torch.as_tensor(w, dtype=torch.float32, device=self.level_log_w.device).log()
+
+    def _handovers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logarithms of w where a level hands over to the next, each (L - 1,): asked for, applied by the finer level,
+        applied by the coarser one."""
+        made_for = self.level_log_w
+        ends = made_for[:-1] + made_for.new_tensor(LEVEL_END).log()
+        starts = made_for[1:] + made_for.new_tensor(LEVEL_START).log()
+        return (ends + starts) / 2, ends, starts
 
     def columns(self, z: Tensor) -> Tensor:
         """Latent (B, D, h, w) -> its kept channels in order, (B, h * w, D')."""
@@ -133,13 +174,13 @@ class ProductQuantizer(nn.Module):
         return torch.baddbmm(squares, values, codewords.transpose(1, 2), alpha=-2)
 
     @torch.no_grad()
-    def assign(self, z: Tensor, w: Tensor | float, level: Tensor | None = None) -> Tensor:
+    def assign(self, z: Tensor, w: Tensor | float, level: Tensor) -> Tensor:
         """Entropy-constrained tokens of a latent under the static prior.
 
         Args:
             z: (B, D, h, w) float32.
-            w: squared latent units per bit, > 0; a number or one per sample (B,).
-            level: (B,) int64; None = `level(w)`.
+            w: squared latent units per bit, > 0, as applied; a number or one per sample (B,).
+            level: (B,) int64.
 
         Returns:
             (B, M, h, w) int64.
@@ -147,7 +188,6 @@ class ProductQuantizer(nn.Module):
         batch, _, height, width = z.shape
         columns = self.columns(z)
         weight = torch.as_tensor(w, dtype=torch.float32, device=z.device).expand(batch)
-        level = self.level(weight) if level is None else level
         penalty = weight[:, None, None] * self.prior_bits()[level]  # (B, M, K)
         tokens = [
             self.squared_distances(columns, m, level).add_(penalty[:, m, None]).argmin(dim=2)

@@ -17,9 +17,15 @@ from torch import Tensor
 from pqmim.exact_inference import ExactEntropyModel
 from pqmim.quantizer import ProductQuantizer
 from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
+from pqmim.rate_control import solve
 
 CHUNK_TOKENS = 1 << 15
 """Tokens whose frequencies are in memory at a time; bounds memory for large images."""
+
+BUDGET_REACH = 2.0
+"""Largest factor by which a budget changes w, up or down."""
+FREE_SHARE = 0.5
+"""Share of the bits that is spent before a budget is looked at: what comes first is the context of the rest."""
 
 TokenChoice = Callable[[int, Tensor, Tensor], Tensor]
 """(first sub-quantizer, positions (n,), frequencies (m, n, K)) -> tokens (m, n) int64."""
@@ -125,23 +131,70 @@ class RateDistortionChoice:
         z: (1, D, h, w) float32 latent.
         w: squared latent units per bit, a number or one per position (h * w,); 0 is the nearest codeword.
         level: whose codebooks.
+        budget: of bits, to be met by small changes of w on the way.
+
+    Attributes:
+        spent: ideal code length of each block of tokens so far, bits.
     """
 
-    def __init__(self, quantizer: ProductQuantizer, z: Tensor, w: float | Tensor, level: int) -> None:
+    def __init__(
+        self,
+        quantizer: ProductQuantizer,
+        z: Tensor,
+        w: float | Tensor,
+        level: int,
+        budget: Budget | None = None,
+    ) -> None:
         self.quantizer = quantizer
         self.columns = quantizer.columns(z)  # (1, h * w, D')
         self.w = torch.as_tensor(w, dtype=torch.float32, device=z.device).expand(self.columns.shape[1])
         self.level = torch.tensor([level], device=z.device)
         self.bits_of_frequency = bits_table(z.device)
+        self.budget = budget
+        self.spent: list[float] = []
 
     def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
         """See `TokenChoice`."""
         columns, w = self.columns[:, positions], self.w[positions, None]
-        tokens = []
-        for m, row in enumerate(frequencies, start=first):
-            costs = self.quantizer.squared_distances(columns, m, self.level)[0]
-            tokens.append(costs.add_(self.bits_of_frequency[row].mul_(w)).argmin(dim=1))
-        return torch.stack(tokens)
+        distances = [
+            self.quantizer.squared_distances(columns, m, self.level)[0] for m in range(first, first + len(frequencies))
+        ]
+        bits = self.bits_of_frequency[frequencies]
+
+        def choose(factor: float) -> Tensor:
+            rows = (torch.addcmul(d, b, w * factor).argmin(1) for d, b in zip(distances, bits, strict=True))
+            return torch.stack(list(rows))
+
+        def cost(tokens: Tensor) -> float:
+            return float(bits.gather(2, tokens[:, :, None]).sum())
+
+        share = None if self.budget is None else self.budget.share(self.spent)
+        factor = 1.0
+        if share is not None:
+            factor = solve(lambda factor: cost(choose(factor)), share, (1 / BUDGET_REACH, BUDGET_REACH))
+        tokens = choose(factor)
+        self.spent.append(cost(tokens))
+        return tokens
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of bits to be spent on a picture, and how an earlier encoding spent its own.
+
+    Attributes:
+        bits: what all tokens together may cost.
+        plan: bits of each block of tokens in the earlier encoding.
+    """
+
+    bits: float
+    plan: list[float]
+
+    def share(self, spent: list[float]) -> float | None:
+        """Bits for the next block, if the blocks so far cost this much; None while it is early."""
+        planned = sum(self.plan[len(spent) :])
+        if planned > (1 - FREE_SHARE) * sum(self.plan):
+            return None
+        return max(0.0, self.bits - sum(spent)) * self.plan[len(spent)] / max(1e-9, planned)
 
 
 class GivenTokens:

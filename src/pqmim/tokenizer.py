@@ -32,12 +32,13 @@ class Tokenizer(nn.Module):
 
         Args:
             x: (B, 3, H, W) float32 in [0, 1], sides multiples of 16.
-            w: squared latent units per bit, one number or one per sample.
+            w: asked for, squared latent units per bit, one number or one per sample.
 
         Returns:
-            (B, M, H / 16, W / 16) int64.
+            (B, M, H / 16, W / 16) int64, of the levels `quantizer.level(w)`.
         """
-        return self.quantizer.assign(self.analysis(x), w)
+        level = self.quantizer.level(w).expand(len(x))
+        return self.quantizer.assign(self.analysis(x), self.quantizer.applied_w(w, level), level)
 
     def decode(self, tokens: Tensor, level: Tensor) -> Tensor:
         """Tokens (B, M, h, w) of levels (B,) -> reconstruction (B, 3, 16 h, 16 w) float32, not clamped."""

@@ -22,7 +22,7 @@ from pqmim.entropy_model import EntropyModel, step_masks
 from pqmim.errors import ConfigError
 from pqmim.schedule import quincunx_steps
 from pqmim.tokenizer import Tokenizer
-from pqmim.train_tokenizer import w_of_lambda
+from pqmim.train_tokenizer import draw_w
 from pqmim.training_run import Draws, TrainingRun, fit, open_photos
 
 RANDOM_MASK_SHARE = 0.15
@@ -135,8 +135,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
     tokenizer, tokenizer_facts = load_tokenizer(config.tokenizer)
     tokenizer = tokenizer.to(run.device)
     photos = open_photos(run, config.data)
-    unit = tokenizer.config.autoencoder.latent_unit
-    w_range = [float(w_of_lambda(lam, unit)) for lam in (config.rate.lambda_max, config.rate.lambda_min)]
+    w_range = tokenizer.quantizer.w_range()
 
     @torch.no_grad()
     def tokens_of(x: Tensor, w: Tensor | float) -> Tensor:
@@ -154,8 +153,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
     first_simulated = int(config.quantize_after * stage.steps)
 
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        low, high = math.log(w_range[0]), math.log(w_range[1])
-        w = torch.exp(low + (high - low) * draws.uniform())
+        w = draw_w(tokenizer.quantizer, draws)
         tokens = tokens_of(x, w)
         known, predicted, later, group = draw_masks(model, stage.batch_size, quincunx, draws.generator)
         first, last = model.schedule.group_bounds(group)

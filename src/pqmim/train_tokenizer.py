@@ -233,9 +233,9 @@ def restore_tokenizer(config: TokenizerTraining, state: dict[str, Tensor]) -> To
     return tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def draw_lambda(config: TokenizerTraining, draws: Draws) -> Tensor:
-    """(B,) trade-offs, log-uniform over the range of rates."""
-    low, high = config.rate.lambda_min, config.rate.lambda_max
+def draw_w(quantizer: ProductQuantizer, draws: Draws) -> Tensor:
+    """Trade-offs to ask for (B,), squared latent units per bit, log-uniform over all that the levels serve."""
+    low, high = quantizer.w_range()
     return torch.exp(math.log(low) + math.log(high / low) * draws.uniform())
 
 
@@ -250,9 +250,9 @@ def finetune(
     num_subquantizers = config.model.quantizer.num_subquantizers
 
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        lam = draw_lambda(config, draws)
+        w = draw_w(tokenizer.quantizer, draws)
+        lam = w_of_lambda(w, unit)  # it is its own inverse
         with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
-            w = w_of_lambda(lam, unit)
             tokens, level = tokenizer.encode(x, w), tokenizer.quantizer.level(w)
         kept = 1 + (draws.uniform(1) * (num_subquantizers - 1)).long()
         kept[draws.uniform(1) >= config.nested_share] = num_subquantizers
@@ -293,10 +293,9 @@ def finetune(
 @torch.no_grad()
 def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, config: TokenizerTraining) -> dict[str, float]:
     """bpp under the static prior and PSNR at three trade-offs, and what the codebooks are used for."""
-    low, high = config.rate.lambda_min, config.rate.lambda_max
+    low, high = tokenizer.quantizer.w_range()
     row: dict[str, float] = {}
-    for lam in (low, math.sqrt(low * high), high):
-        w = float(w_of_lambda(lam, config.model.autoencoder.latent_unit))
+    for w in (low, math.sqrt(low * high), high):
         level = tokenizer.quantizer.level(w)
         prior = tokenizer.quantizer.prior_bits()[level]
         rates, errors, used = [], [], torch.zeros_like(prior)
@@ -310,10 +309,10 @@ def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, config: Tokenizer
             errors.append(mean_squared_error(x_hat.clamp(0, 1), x))
         share = used / used.sum(1, keepdim=True)
         perplexity = torch.exp2(-(share * share.clamp_min(1e-12).log2()).sum(1))
-        row[f"bpp@{lam:.4g}"] = float(np.mean(rates))
-        row[f"psnr@{lam:.4g}"] = mean_psnr(torch.cat(errors))
-        row[f"perplexity@{lam:.4g}"] = float(perplexity.mean())
-        row[f"usage@{lam:.4g}"] = float((used > 0).float().mean())
+        row[f"bpp@{w:.4g}"] = float(np.mean(rates))
+        row[f"psnr@{w:.4g}"] = mean_psnr(torch.cat(errors))
+        row[f"perplexity@{w:.4g}"] = float(perplexity.mean())
+        row[f"usage@{w:.4g}"] = float((used > 0).float().mean())
     return row
 
 
