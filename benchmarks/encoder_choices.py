@@ -105,7 +105,7 @@ def level_qualities(codec: Codec) -> list[float]:
     qualities = torch.linspace(0, 100, 401, dtype=torch.float64).tolist()
     of_level: dict[int, list[float]] = {}
     for quality in qualities:
-        of_level.setdefault(int(codec._tokenizer.quantizer.level(codec._quality.w(quality))), []).append(quality)
+        of_level.setdefault(int(codec._tokenizer.quantizer.level(codec._w(quality))), []).append(quality)
     return sorted(statistics.median_low(group) for group in of_level.values())
 
 

@@ -1,5 +1,6 @@
 """Product quantizer: runs of equal rate, entropy-constrained choice, priors."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -220,3 +221,17 @@ def test_density_is_a_density() -> None:
     with torch.no_grad():
         mass = torch.exp2(-density.bits(z, torch.ones(1, 1, 1, 1)))
     assert torch.allclose(mass.sum(3), torch.ones(1, 2, 1), atol=1e-3)
+
+
+def test_asking_for_a_trade_off_applies_it(quantizer: ProductQuantizer) -> None:
+    """By the level made for the nearest one; the finest level, which ends early, leaves the others more."""
+    made_for = quantizer.level_log_w.exp()
+    before = 0.0
+    for w in torch.logspace(-1, 3, 200).tolist():
+        asked = quantizer.asking_for(w)
+        level = quantizer.level(asked)
+        assert float(quantizer.applied_w(asked, level)) == pytest.approx(w, rel=1e-4)
+        assert asked > before
+        before = asked
+        nearest = int((made_for.log() - math.log(w)).abs().argmin())
+        assert int(level) == nearest or (nearest == 0 and int(level) == 1 and w > float(made_for[0]))

@@ -286,7 +286,7 @@ class Codec:
             return _EncodedFile(bitstream.pack(container), tokens)
 
         if target_bytes is None:
-            w, scale = self._quality.w(quality), options.scale or 1
+            w, scale = self._w(quality), options.scale or 1
             encoder = self._encoder(picture, scale, options)
             if options.scale is None and w > COARSEST_W:
                 encoder, scale, w = self._fitting_encoder(picture, encoder.estimate_bytes(w), options)
@@ -319,9 +319,14 @@ class Codec:
             best = _EncodedFile(bitstream.truncate(best.data, max(target, smallest)), best.tokens)
         return best
 
+    def _w(self, quality: float) -> float:
+        """Trade-off to ask for at a quality: only those where codewords fit well. Between two levels sizes jump, and a
+        target is the way to what lies between."""
+        return self._tokenizer.quantizer.asking_for(self._quality.w(quality))
+
     @property
     def _w_range(self) -> tuple[float, float]:
-        return self._quality.w(100), COARSER * self._quality.w(0)
+        return self._w(100), COARSER * self._w(0)
 
     def _fitting_encoder(
         self, picture: Picture, num_bytes: float, options: EncodeOptions
@@ -430,7 +435,7 @@ class Codec:
         if width * height > MAX_PIXELS:
             raise LimitError(f"{width} x {height} pixels are above the limit of {MAX_PIXELS:,}")
         options = replace(options or FillOptions(), fill=Fill.SAMPLE)
-        level = int(self._tokenizer.quantizer.level(self._quality.w(quality)))
+        level = int(self._tokenizer.quantizer.level(self._w(quality)))
         shape = (self._entropy_model.num_subquantizers, -(-height // STRIDE), -(-width // STRIDE))
         tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
         grid = TokenGrid(tokens, torch.zeros_like(tokens, dtype=torch.bool))
@@ -461,7 +466,7 @@ class Codec:
             raise ImageError(
                 f"the mask is {wanted.rgb.shape[1]} x {wanted.rgb.shape[0]} pixels, the image {width} x {height}"
             )
-        encoded = self._encoder(picture, 1, EncodeOptions()).encode(self._quality.w(quality))
+        encoded = self._encoder(picture, 1, EncodeOptions()).encode(self._w(quality))
         is_masked = wanted.rgb.max(2) > 127
         padded = np.pad(is_masked, ((0, -height % STRIDE), (0, -width % STRIDE)))
         h, w = encoded.tokens.shape[1:]

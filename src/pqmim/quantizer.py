@@ -129,14 +129,30 @@ class ProductQuantizer(nn.Module):
         Returns:
             Squared latent units per bit, float32, of the common shape; rises with w.
         """
+        slope, asked, applied = self._line(level)
+        return (applied + slope * (self._log(w) - asked)).exp()
+
+    def asking_for(self, w: float) -> float:
+        """What to ask for to have w itself applied, by the level made for about that w, whose codewords fit best."""
+        log_w = self._log(w)
         asked, ends, starts = self._handovers()
-        # Between its two handovers a level is linear in the logarithms. The outermost ones have but one, and the slope
-        # of their neighbors.
+        no_limit = asked.new_tensor([torch.inf])
+        serves = (log_w >= torch.cat([-no_limit, starts])) & (log_w <= torch.cat([ends, no_limit]))
+        level = torch.where(serves, (log_w - self.level_log_w).abs(), torch.inf).argmin()
+        slope, at, applied = self._line(level)
+        return float((at + (log_w - applied) / slope).exp())
+
+    def _line(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope, and a point (asked for, applied), of the line that a level's w follows, in logarithms.
+
+        The line goes through the two handovers of the level. The outermost ones have but one, and the slope of their
+        neighbors.
+        """
+        asked, ends, starts = self._handovers()
         inner = level.clamp(1, len(asked) - 1)
         slope = (ends[inner] - starts[inner - 1]) / (asked[inner] - asked[inner - 1])
         first = (level - 1).clamp_min(0)
-        anchor = torch.where(level > 0, starts[first], ends[0])
-        return (anchor + slope * (self._log(w) - asked[first])).exp()
+        return slope, asked[first], torch.where(level > 0, starts[first], ends[0])
 
     def w_range(self) -> tuple[float, float]:
         """Finest and coarsest trade-off worth asking for: squared latent units per bit."""
