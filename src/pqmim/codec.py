@@ -49,8 +49,11 @@ from pqmim.tokenizer import Tokenizer
 MAX_PIXELS = 100_000_000
 """Default limit on width x height, against files that ask for more memory than there is."""
 COARSEST_W = 18.0
-"""Where a size would take a coarser trade-off than this (squared latent units per bit), the picture is coded at half
-its size or less; chosen on the validation photos."""
+"""Where a size would take asking for a coarser trade-off than this (squared latent units per bit), the picture is coded
+at half its size or less; chosen on the validation photos."""
+SCALED_SHARE = 0.9
+"""Bytes of a scaled picture per byte of the same one in full size at COARSEST_W, both as the static priors estimate
+them: what makes real sizes meet there; measured on the validation photos."""
 COARSER = 4.0
 """How far beyond the trade-off of quality 0 a target may take the encoder."""
 
@@ -289,7 +292,7 @@ class Codec:
             w, scale = self._w(quality), options.scale or 1
             encoder = self._encoder(picture, scale, options)
             if options.scale is None and w > COARSEST_W:
-                encoder, scale, w = self._fitting_encoder(picture, encoder.estimate_bytes(w), options)
+                encoder, scale, w = self._fitting_encoder(picture, SCALED_SHARE * encoder.estimate_bytes(w), options)
             return pack(encoder.encode(w), scale)
         return self._encode_to_size(picture, target_bytes, options, pack, frame)
 
