@@ -92,7 +92,7 @@ def main() -> None:
             return [f"{name}.steps={2 * log_every}", f"{name}.log_every={log_every}", *size]
 
         changes = [*both, f"run.output={folder / 'tokenizer'}", "codebooks.crops=32", "codebooks.iterations=3"]
-        changes += stage("transform") + stage("finetune")
+        changes += stage("transform") + stage("joint") + stage("finetune")
         tokenizer = load_config(TokenizerTraining, options.recipes / "tokenizer.yaml", changes)
         trained = train_tokenizer.train(tokenizer)
         changes = [*both, f"run.output={folder / 'entropy'}", f"tokenizer={trained}", *stage("stage")]
@@ -119,6 +119,7 @@ def main() -> None:
     print(f"{report['transform_parameters']:,} parameters; entropy model {report['entropy_parameters']:,} parameters")
     for name, config in (
         ("transform", tokenizer.transform),
+        ("joint", tokenizer.joint),
         ("finetune", tokenizer.finetune),
         ("entropy", entropy.stage),
     ):

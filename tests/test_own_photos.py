@@ -20,6 +20,7 @@ TOKENIZER_CHANGES = [
     "transform.steps=60",
     "codebooks.crops=48",
     "codebooks.iterations=6",
+    "joint.steps=20",
     "finetune.steps=20",
 ]
 ENTROPY_CHANGES = ["model.width=64", "model.num_layers=2", "model.token_rank=8", "stage.steps=30", "name=mine"]

@@ -97,6 +97,24 @@ def test_choice_with_a_trade_off_per_sample(quantizer: ProductQuantizer) -> None
         assert torch.equal(together[b : b + 1], quantizer.assign(z[b : b + 1], w, levels[b : b + 1]))
 
 
+def test_smoothed_bits_are_the_envelope_of_the_rate(quantizer: ProductQuantizer) -> None:
+    z = torch.randn(2, 10, 2, 3, requires_grad=True)
+    w, levels = torch.tensor([0.3, 2.0]), torch.tensor([1, 4])
+    tokens = quantizer.assign(z.detach(), w, levels)
+    smoothed = quantizer.smoothed_bits(z, tokens, w, levels)
+    assert smoothed.shape == tokens.shape
+    others = torch.randint(0, 16, tokens.shape)
+    assert (smoothed <= quantizer.smoothed_bits(z, others, w, levels) + 1e-4).all()  # a minimum over codewords
+    smoothed.sum().backward()
+    assert z.grad is not None
+    # Danskin: its gradient is that of the term chosen.
+    expected = 2 * (z.detach() - quantizer.dequantize(tokens, levels)) / w[:, None, None, None]
+    coded = quantizer.order
+    assert torch.allclose(z.grad[:, coded], expected[:, coded], atol=1e-4)
+    dropped = [channel for channel in range(10) if channel not in coded.tolist()]
+    assert (z.grad[:, dropped] == 0).all()
+
+
 @pytest.mark.parametrize("level", [0, 3])
 def test_coding_loop_without_rate_takes_the_nearest_codeword(quantizer: ProductQuantizer, level: int) -> None:
     z = torch.randn(1, 10, 2, 3, generator=torch.Generator().manual_seed(3))

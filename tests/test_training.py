@@ -43,6 +43,7 @@ def tokenizer_config(photos: Path, output: Path, **run: Any) -> TokenizerTrainin
             "run": {"output": output, "device": "cpu", "bf16": False, **run},
             "transform": {"steps": 6, "learning_rate": 1e-3, **stage},
             "codebooks": {"crops": 16, "iterations": 4},
+            "joint": {"steps": 4, "learning_rate": 3e-4, **stage},
             "finetune": {"steps": 5, "learning_rate": 3e-4, **stage},
         }
     )
@@ -116,6 +117,7 @@ def test_what_a_model_says_of_its_making(model_file: Path) -> None:
 def test_logs_and_pictures(tokenizer_file: Path, model_file: Path) -> None:
     for run, stage, names in (
         (tokenizer_file.parent, "transform", {"loss", "bpp", "mse", "gradient_norm", "validation/psnr@4"}),
+        (tokenizer_file.parent, "joint", {"loss", "bpp", "mse", "gradient_norm"}),
         (tokenizer_file.parent, "finetune", {"loss", "mse", "gradient_norm"}),
         (tokenizer_file.parent, "codebooks", {"bits", "most_bits", "least_bits"}),
         (model_file.parent, "entropy", {"loss", "gradient_norm"}),
@@ -125,6 +127,25 @@ def test_logs_and_pictures(tokenizer_file: Path, model_file: Path) -> None:
     assert sheets
     with Image.open(sheets[0]) as sheet:
         assert sheet.size[1] == 2 * 64
+
+
+def test_what_each_stage_changes(photos: Path, tmp_path: Path) -> None:
+    """The joint stage moves everything, fine-tuning the synthesis alone: tokens stay what the entropy model learns."""
+    tokenizers = {}
+    for name, joint, finetune in (("codebooks", 0, 0), ("joint", 3, 0), ("finetune", 0, 3)):
+        config = tokenizer_config(photos, tmp_path / name)
+        steps = {"joint": joint, "finetune": finetune}
+        stages = {stage: getattr(config, stage).model_copy(update={"steps": n}) for stage, n in steps.items()}
+        tokenizers[name] = load_file(train_tokenizer.train(config.model_copy(update=stages)))
+
+    def changed(name: str) -> set[str]:
+        before = tokenizers["codebooks"]
+        return {key for key, tensor in tokenizers[name].items() if not torch.equal(tensor, before[key])}
+
+    parts = ("analysis.", "synthesis.", "quantizer.codebook", "quantizer.prior_logits")
+    assert all(any(part in key for key in changed("joint")) for part in parts)
+    assert changed("finetune")
+    assert all(key.startswith("tokenizer.synthesis.") for key in changed("finetune"))
 
 
 def test_interrupted_tokenizer_training_leaves_no_trace(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:
@@ -247,7 +268,8 @@ def test_networks_are_compiled_if_asked_for(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
     train_tokenizer.train(tokenizer_config(photos, tmp_path / "tokenizer", compile=True))
     train_entropy_model.train(entropy_config(photos, tokenizer_file, tmp_path / "entropy", compile=True))
-    assert compiled == ["TransformStage", "Analysis", "Synthesis", "TransformerLayer", "TransformerLayer"]
+    tokenizer = ["TransformStage", "Analysis", "Synthesis", "Analysis", "Synthesis"]  # three stages
+    assert compiled == [*tokenizer, "TransformerLayer", "TransformerLayer"]
 
 
 def test_a_launcher_needs_accelerate(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +298,7 @@ def test_training_on_a_stream_can_be_interrupted(tmp_path: Path) -> None:
         config = tokenizer_config(shards, tmp_path / name, max_minutes=limit)
         stream = {"stream": True, "stream_lanes": 2, "stream_readers": 0, "shuffle_buffer": 2}
         config = config.model_copy(update={"data": config.data.model_copy(update=stream)})
-        assert until_done(train_tokenizer.train, config) == (0 if limit is None else 11)
+        assert until_done(train_tokenizer.train, config) == (0 if limit is None else 15)
         runs[name] = logged(tmp_path / name)
     assert runs["whole"] == runs["resumed"]
 

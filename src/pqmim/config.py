@@ -189,7 +189,7 @@ class CodebookConfig(Config):
 
 
 class TokenizerTraining(Config):
-    """`pqmim train tokenizer`: transforms, then codebooks, then fine-tuning through the quantizer."""
+    """`pqmim train tokenizer`: transforms, then codebooks, then all of it, then the synthesis."""
 
     model: TokenizerConfig = TokenizerConfig()
     data: DataConfig
@@ -197,9 +197,10 @@ class TokenizerTraining(Config):
     rate: RateRange = RateRange()
     transform: StageConfig = StageConfig()
     codebooks: CodebookConfig = CodebookConfig()
+    joint: StageConfig = StageConfig(steps=4000, learning_rate=3e-4)
     finetune: StageConfig = StageConfig(steps=4000, learning_rate=3e-4)
     nested_share: float = Field(0.2, ge=0, le=1)
-    """Share of the fine-tuning samples that keep only a random number of leading sub-quantizers."""
+    """Share of the samples of the last two stages that keep only a random number of leading sub-quantizers."""
 
 
 class EntropyTraining(Config):

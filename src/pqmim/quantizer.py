@@ -211,6 +211,31 @@ class ProductQuantizer(nn.Module):
         ]
         return torch.stack(tokens, dim=1).view(batch, -1, height, width)
 
+    def smoothed_bits(self, z: Tensor, tokens: Tensor, w: Tensor, level: Tensor) -> Tensor:
+        """Rate of chosen tokens, made differentiable: min over k of |z_m - c_k|^2 / w + bits(k), in bits.
+
+        This is the Moreau envelope of the rate as a function of the latent: it falls as the latent comes nearer to
+        the cheap codeword that was chosen for it, while the rate itself is piecewise constant.
+
+        Args:
+            z: (B, D, h, w) float32.
+            tokens: (B, M, h, w) int64, what `assign` chose.
+            w: (B,) squared latent units per bit, as applied.
+            level: (B,) int64.
+
+        Returns:
+            (B, M, h, w) float32; differentiable in the latent, the codewords and the prior.
+        """
+        batch, _, height, width = z.shape
+        columns, penalty = self.columns(z), self.prior_bits()[level]
+        bits = []
+        for m in range(self.num_subquantizers):
+            chosen = tokens[:, m].flatten(1)  # (B, n)
+            codewords = self.codebook[:, :, self.runs()[m]][level[:, None], chosen]
+            error = (columns[..., self.runs()[m]] - codewords).square().sum(2)
+            bits.append(error / w[:, None] + penalty[:, m].gather(1, chosen))
+        return torch.stack(bits, dim=1).view(batch, -1, height, width)
+
     def dequantize(self, tokens: Tensor, level: Tensor, known: Tensor | None = None) -> Tensor:
         """Tokens -> quantized latent.
 

@@ -1,10 +1,12 @@
-"""Train the tokenizer for rate and distortion together, in three stages (docs/training.md).
+"""Train the tokenizer for rate and distortion together, in four stages (docs/training.md).
 
 1. *transform*: no codebooks. The latent is rounded with a step drawn per sample, a factorized density gives its rate.
 2. *codebooks*: channels are ordered by rate and cut into runs, codebooks fitted by entropy-constrained Lloyd
    iterations.
-3. *finetune*: through the quantizer at the real assignment, with the trade-off and the number of sub-quantizers kept
-   drawn per sample, so that one model serves all rates and any prefix of the sub-quantizers makes a picture.
+3. *joint*: everything at once through the quantizer at the real assignment and rate, with the trade-off and the number
+   of sub-quantizers kept drawn per sample, so that one model serves all rates and any prefix of the sub-quantizers
+   makes a picture.
+4. *finetune*: the same for the synthesis alone. Tokens stay as they are, so the entropy model can be trained beside it.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ from pqmim.training_run import Draws, TrainingRun, fit, open_photos
 
 DEAD_ZONE = 0.1
 """Rounding offset of the first stage, in steps: values up to 0.6 steps become zero, as a rate-aware choice would do."""
+CODEBOOK_RATE = 10.0
+"""Learning rate of codewords and static priors in the third stage, in multiples of the stage's: they are large numbers,
+and most of them get a gradient now and then only."""
 VALIDATION_STEPS = (2.0, 4.0, 8.0)
 """Quantization steps (latent units) at which the first stage is validated."""
 
@@ -128,9 +133,10 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
         tokenizer.quantizer = quantizer.to(run.device)
         run.save("codebooks", ["transform", "codebooks"], 0, module=tokenizer.state_dict())
         write()  # from here on the entropy model can be trained
-    if not run.is_done("finetune"):
-        finetune(run, config, tokenizer, sampler, held_out)
-    write()
+    for stage in ("joint", "finetune"):
+        if not run.is_done(stage):
+            train_quantized(run, config, stage, tokenizer, sampler, held_out)
+            write()
     return path
 
 
@@ -239,32 +245,48 @@ def draw_w(quantizer: ProductQuantizer, draws: Draws) -> Tensor:
     return torch.exp(math.log(low) + math.log(high / low) * draws.uniform())
 
 
-def finetune(
-    run: TrainingRun, config: TokenizerTraining, tokenizer: Tokenizer, sampler: Sampler, held_out: Tensor
+def train_quantized(
+    run: TrainingRun, config: TokenizerTraining, name: str, tokenizer: Tokenizer, sampler: Sampler, held_out: Tensor
 ) -> None:
-    """Third stage: the synthesis learns what the quantizer really sends; analysis and codewords stay.
-
-    Freezing them keeps the tokens, so that the entropy model can be trained beside this stage.
-    """
-    stage, unit = config.finetune, config.model.autoencoder.latent_unit
+    """Third and fourth stage: through the quantizer, all of the tokenizer ("joint") or the synthesis ("finetune")."""
+    joint = name == "joint"
+    stage, unit = (config.joint if joint else config.finetune), config.model.autoencoder.latent_unit
     num_subquantizers = config.model.quantizer.num_subquantizers
+    quantizer = tokenizer.quantizer
 
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        w = draw_w(tokenizer.quantizer, draws)
-        lam = w_of_lambda(w, unit)  # it is its own inverse
-        with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
-            tokens, level = tokenizer.encode(x, w), tokenizer.quantizer.level(w)
+        w = draw_w(quantizer, draws)
+        level = quantizer.level(w)
+        applied = quantizer.applied_w(w, level)
+        # The finest level has too few codewords to reach the slope that its w stands for.
+        served = applied.clamp_min(float(w_of_lambda(config.rate.lambda_max, unit)))
+        lam = w_of_lambda(served, unit)  # it is its own inverse
+        with torch.set_grad_enabled(joint), torch.autocast(x.device.type, torch.bfloat16, enabled=config.run.bf16):
+            z = tokenizer.analysis(x)
+        tokens = quantizer.assign(z, applied, level)
         kept = 1 + (draws.uniform(1) * (num_subquantizers - 1)).long()
         kept[draws.uniform(1) >= config.nested_share] = num_subquantizers
         known = (torch.arange(num_subquantizers, device=x.device) < kept)[:, :, None, None]
-        z_q = tokenizer.quantizer.dequantize(tokens, level, known)
+        whole = kept[:, 0] == num_subquantizers
+        with torch.set_grad_enabled(joint):
+            z_q = quantizer.dequantize(tokens, level, known)
+            if joint:
+                bits = quantizer.smoothed_bits(z, tokens, served, level).sum((1, 2, 3))
+                # The straight-through gradient: to the analysis, beside that to the codewords.
+                z_q = z_q + torch.where(whole[:, None, None, None], z - z.detach(), 0)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
             x_hat = tokenizer.synthesis(z_q)
         mse = mean_squared_error(x_hat, x)
-        # lambda * sqrt(lambda_max / lambda), the weight of the first stage; truncated samples count as much as coarse
-        # ones, else their large errors would rule.
-        weight = torch.where(kept[:, 0] < num_subquantizers, config.rate.lambda_min, lam)
-        terms = {"loss": weight * (config.rate.lambda_max / weight).sqrt() * mse, "mse": mse}
+        # Truncated samples count as much as coarse ones, else their large errors would rule.
+        weight = torch.where(whole, lam, config.rate.lambda_min)
+        cost = weight * mse
+        terms = {"mse": mse}
+        if joint:
+            bpp = bits / (x.shape[2] * x.shape[3])
+            cost = cost + torch.where(whole, bpp, 0)
+            terms["bpp"] = bpp
+        # sqrt(lambda_max / lambda) is the weight of the first stage.
+        terms["loss"] = (config.rate.lambda_max / weight).sqrt() * cost
         return {name: term.sum() / stage.batch_size for name, term in terms.items()}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
@@ -272,20 +294,24 @@ def finetune(
         save_sample_pictures(run.config.output / "samples", averaged, held_out[:4], step, unit, config)
         return validate_tokenizer(averaged, held_out, config)
 
+    networks = [tokenizer.analysis, tokenizer.synthesis] if joint else [tokenizer.synthesis]
     groups: list[dict[str, Any]] = [
-        {"params": [p for n, p in tokenizer.synthesis.named_parameters() if n != "linear"]},
-        {"params": [tokenizer.synthesis.linear], "lr": 0.1},
+        {"params": [p for network in networks for n, p in network.named_parameters() if n != "linear"]},
+        {"params": [network.linear for network in networks], "lr": 0.1},
     ]
+    if joint:
+        groups.append({"params": list(quantizer.parameters()), "lr": CODEBOOK_RATE})
+    before = ["transform", "codebooks"] if joint else ["transform", "codebooks", "joint"]
     fit(
         run,
-        "finetune",
+        name,
         stage,
         tokenizer,
         groups,
-        crops=lambda step, part: sampler.batch(2 * STAGE_STEPS + step, stage.batch_size, part),
+        crops=lambda step, part: sampler.batch((3 if joint else 2) * STAGE_STEPS + step, stage.batch_size, part),
         losses=losses,
         validate=validate,
-        done=["transform", "codebooks"],
+        done=before,
         compiled=[tokenizer.analysis, tokenizer.synthesis],
     )
 
