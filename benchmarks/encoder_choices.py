@@ -1,11 +1,11 @@
-"""What the encoder's choices are worth: nearest codeword, static prior, every effort, both tunings.
+"""What the encoder's choices are worth: nearest codeword, whose bits count, every effort, both tunings.
 
     python benchmarks/encoder_choices.py DATASET -o OUT [-m MODEL] [--images N] [--qualities 20 40 60 80]
 
 Every variant is a curve of real files, decoded again. All use the same model, so files differ only by which tokens
 were sent. Nearest codewords know no trade-off; their curve has a point for each level, with that level's codebooks.
-Choice by the static prior sends, through the masked model, the tokens that would be best if the static prior coded
-them. These two and "effort 1" take one pass, so that they differ in the choice alone.
+"masked model" chooses by the bits that a token takes where it is, "static prior" by those that it takes anywhere;
+effort 1 weighs both. These four make no corrections, so that they differ in the choice alone.
 
 Needs `pqmim[eval]`. Writes OUT/encoder_choices.json and .md, and OUT/measurements.jsonl as it goes; run again, it
 continues.
@@ -31,7 +31,7 @@ from pqmim.encoder import DEFAULT_EFFORT, MAX_EFFORT, Tune
 from pqmim.evaluate import bd_rates
 from pqmim.metrics import BdRate
 from pqmim.quantizer import ProductQuantizer
-from pqmim.token_coding import Budget, GivenTokens, RateDistortionChoice
+from pqmim.token_coding import Budget, RateDistortionChoice
 
 MAX_PERCENT = 1000.0
 """A larger BD-rate says nothing."""
@@ -45,20 +45,6 @@ def nearest(
 ) -> RateDistortionChoice:
     """Choose by distance alone."""
     return RateDistortionChoice(quantizer, z, 0.0, level)
-
-
-class StaticChoice(RateDistortionChoice):
-    """Choose before coding, with the bits of the static prior; `w` must be the same everywhere."""
-
-    def __init__(
-        self, quantizer: ProductQuantizer, z: Tensor, w: Tensor, level: int, budget: Budget | None = None
-    ) -> None:
-        super().__init__(quantizer, z, w, level)
-        self.chosen = GivenTokens(quantizer.assign(z, float(w[0]), self.level)[0])
-
-    def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
-        """See `TokenChoice`."""
-        return self.chosen(first, positions, frequencies)
 
 
 @dataclass(frozen=True)
@@ -82,13 +68,15 @@ def effort_name(effort: int) -> str:
 
 
 NEAREST = Variant("nearest codeword", EncodeOptions(effort=1), nearest, by_level=True)
-STATIC = Variant("static prior", EncodeOptions(effort=1), StaticChoice)
+MASKED = Variant("masked model", EncodeOptions(effort=1), partial(RateDistortionChoice, static_share=0.0))
+STATIC = Variant("static prior", EncodeOptions(effort=1), partial(RateDistortionChoice, static_share=1.0))
 EFFORTS = tuple(Variant(effort_name(n), EncodeOptions(effort=n)) for n in range(1, MAX_EFFORT + 1))
 TUNED = Variant("tune ms-ssim", EncodeOptions(tune=Tune.MS_SSIM))
-VARIANTS = (NEAREST, STATIC, *EFFORTS, TUNED)
+VARIANTS = (NEAREST, MASKED, STATIC, *EFFORTS, TUNED)
 COMPARISONS = (
     (effort_name(1), NEAREST.name),
-    (effort_name(1), STATIC.name),
+    (effort_name(1), MASKED.name),
+    (STATIC.name, MASKED.name),
     *((effort_name(n), effort_name(1)) for n in range(2, MAX_EFFORT + 1)),
     (TUNED.name, effort_name(DEFAULT_EFFORT)),
 )

@@ -1,6 +1,7 @@
 """The encoder: effort, regions, tuning and the share that is sent do what they say."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pqmim.config import NUM_LEVELS
 from pqmim.encoder import (
+    CORRECTIONS,
     LEVEL_REACH,
     MAX_ACTIVITY_FACTOR,
     MAX_EFFORT,
@@ -92,7 +94,7 @@ def test_keep_sends_that_share_of_the_tokens(
     assert torch.equal(found.tokens[found.known], whole.tokens[found.known])
 
 
-def test_keep_after_several_passes(tokenizer: Tokenizer, model: ExactEntropyModel) -> None:
+def test_keep_after_corrections(tokenizer: Tokenizer, model: ExactEntropyModel) -> None:
     encoder = encoder_of(tokenizer, model, synthetic_photo(64, 64), effort=3, keep=0.5)
     whole = encoder_of(tokenizer, model, synthetic_photo(64, 64), effort=3)
     for w in (3.0, 5.0):
@@ -106,7 +108,7 @@ def test_keep_after_several_passes(tokenizer: Tokenizer, model: ExactEntropyMode
 
 
 def test_effort_lowers_what_it_is_for(tokenizer: Tokenizer, model: ExactEntropyModel) -> None:
-    """Squared error of the picture plus price of the bits, over a few pictures, falls with each of the first passes."""
+    """Squared error of the picture plus price of the bits, over a few pictures, falls with the corrections."""
     w = 1.5
     unit = tokenizer.config.autoencoder.latent_unit
     costs = []
@@ -123,27 +125,31 @@ def test_effort_lowers_what_it_is_for(tokenizer: Tokenizer, model: ExactEntropyM
     assert max(costs[1:]) < costs[0]
 
 
-def test_effort_is_the_number_of_passes_and_a_second_picture_takes_one(
+def test_effort_is_the_number_of_corrections_and_a_second_size_takes_none(
     tokenizer: Tokenizer, model: ExactEntropyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = 0
-    original = ExactEntropyModel.start
+    calls = {"start": 0, "correct": 0}
 
-    def counted(self: ExactEntropyModel, *args: int) -> object:
-        nonlocal starts
-        starts += 1
-        return original(self, *args)
+    def count(of: type, name: str) -> None:
+        original: Callable[..., object] = getattr(of, name)
 
-    monkeypatch.setattr(ExactEntropyModel, "start", counted)
-    for effort in range(1, MAX_EFFORT + 1):
+        def counted(*args: object) -> object:
+            calls[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(of, name, counted)
+
+    count(ExactEntropyModel, "start")
+    count(TiledTransforms, "correct")
+    for effort, corrections in enumerate(CORRECTIONS, 1):
         encoder = encoder_of(tokenizer, model, synthetic_photo(32, 32), effort=effort)
-        starts = 0
+        calls.update(start=0, correct=0)
         encoder.encode(3.0)
-        assert starts == effort
+        assert calls == {"start": 1, "correct": corrections}
         encoder.encode(3.5)
-        assert starts == effort + 1
+        assert calls == {"start": 2, "correct": corrections}
         encoder.estimate_bytes(3.0)
-        assert starts == effort + 1
+        assert calls == {"start": 2, "correct": corrections}
 
 
 # -- where the bits go -----------------------------------------------------------------------------------------------

@@ -93,6 +93,11 @@ def test_choice_with_a_trade_off_per_sample(quantizer: ProductQuantizer) -> None
     z = torch.randn(3, 10, 2, 5, generator=torch.Generator().manual_seed(2))
     ws, levels = [0.01, 0.5, 3.0], torch.tensor([0, 2, 5])
     together = quantizer.assign(z, torch.tensor(ws), levels)
+    per_position = torch.tensor(ws)[:, None].repeat(1, 10)
+    per_position[:, 5:] = 1.5  # the lower row
+    split = quantizer.assign(z, per_position, levels)
+    assert torch.equal(split[:, :, 0], together[:, :, 0])
+    assert torch.equal(split[:, :, 1], quantizer.assign(z, 1.5, levels)[:, :, 1])
     for b, w in enumerate(ws):
         assert torch.equal(together[b : b + 1], quantizer.assign(z[b : b + 1], w, levels[b : b + 1]))
 
@@ -129,16 +134,17 @@ def test_coding_loop_without_rate_takes_the_nearest_codeword(quantizer: ProductQ
 def test_coding_loop_weighs_bits_by_the_trade_off_of_the_position(quantizer: ProductQuantizer) -> None:
     z = torch.randn(1, 10, 2, 3, generator=torch.Generator().manual_seed(3))
     w = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 1e6])
-    choice = RateDistortionChoice(quantizer, z, w, 2)
+    share = 0.25
+    choice = RateDistortionChoice(quantizer, z, w, 2, static_share=share)
     generator = torch.Generator().manual_seed(4)
     frequencies = torch.randint(1, 4000, (3, 6, 16), generator=generator, dtype=torch.int32)
-    bits = 16 - frequencies.double().log2()
+    bits = (1 - share) * (16 - frequencies.double().log2()) + share * quantizer.prior_bits()[2, :, None].double()
     tokens = choice(0, torch.arange(6), frequencies)
     for m, run in enumerate(quantizer.runs()):
         values = z[0, quantizer.order[run]].flatten(1).t().double()
         distances = (values[:, None] - quantizer.codebook[2, :, run].double()).square().sum(2)
         assert torch.equal(tokens[m], (distances + w.double()[:, None] * bits[m]).argmin(1))
-    assert torch.equal(tokens[:, 5], frequencies[:, 5].argmax(1))
+    assert torch.equal(tokens[:, 5], bits[:, 5].argmin(1))
 
 
 def test_codewords_quantize_to_themselves(quantizer: ProductQuantizer) -> None:

@@ -285,7 +285,7 @@ def choice_after_a_block(budget: Budget | None, w: Tensor) -> tuple[RateDistorti
     generator = torch.Generator().manual_seed(0)
     quantizer = make_tiny_tokenizer().quantizer.requires_grad_(False)
     z = torch.randn(1, quantizer.num_channels, 50, 40, generator=generator) * 8
-    choice = RateDistortionChoice(quantizer, z, w, 2, budget)
+    choice = RateDistortionChoice(quantizer, z, w, 2, budget, static_share=0.0)
     logits = torch.randn(2, 2000, quantizer.num_codewords, generator=generator)
     frequencies = (logits.softmax(2) * 60_000).int() + 1
     frequencies[:, :, 0] += (1 << PRECISION) - frequencies.sum(2)

@@ -195,18 +195,20 @@ class ProductQuantizer(nn.Module):
 
         Args:
             z: (B, D, h, w) float32.
-            w: squared latent units per bit, > 0, as applied; a number or one per sample (B,).
+            w: squared latent units per bit, > 0, as applied; a number, one per sample (B,), or one per position
+                (B, h * w).
             level: (B,) int64.
 
         Returns:
             (B, M, h, w) int64.
         """
         batch, _, height, width = z.shape
-        columns = self.columns(z)
-        weight = torch.as_tensor(w, dtype=torch.float32, device=z.device).expand(batch)
-        penalty = weight[:, None, None] * self.prior_bits()[level]  # (B, M, K)
+        columns, bits = self.columns(z), self.prior_bits()[level]  # (B, n, D'), (B, M, K)
+        weight = torch.as_tensor(w, dtype=torch.float32, device=z.device)
+        if weight.ndim < 2:
+            weight = weight.expand(batch)[:, None]
         tokens = [
-            self.squared_distances(columns, m, level).add_(penalty[:, m, None]).argmin(dim=2)
+            self.squared_distances(columns, m, level).addcmul_(weight[:, :, None], bits[:, m, None]).argmin(dim=2)
             for m in range(self.num_subquantizers)
         ]
         return torch.stack(tokens, dim=1).view(batch, -1, height, width)

@@ -22,6 +22,8 @@ from pqmim.rate_control import solve
 CHUNK_TOKENS = 1 << 15
 """Tokens whose frequencies are in memory at a time; bounds memory for large images."""
 
+STATIC_SHARE = 0.8
+"""Weight of the static prior in the choice of tokens; chosen on the validation photos."""
 BUDGET_REACH = 2.0
 """Largest factor by which a budget changes w, up or down."""
 FREE_SHARE = 0.5
@@ -126,12 +128,17 @@ def _blocks(num_subquantizers: int, num_positions: int) -> Iterator[tuple[slice,
 class RateDistortionChoice:
     """Chooses each token by latent distortion + w * bits (entropy-constrained quantization).
 
+    "bits" is a mean of two code lengths. That of the masked model is what the token itself costs. But what is likely
+    here is chosen too often by it, so later tokens learn little from their context; the static prior weighs what a
+    token costs anywhere.
+
     Args:
         quantizer: codebooks.
         z: (1, D, h, w) float32 latent.
         w: squared latent units per bit, a number or one per position (h * w,); 0 is the nearest codeword.
         level: whose codebooks.
         budget: of bits, to be met by small changes of w on the way.
+        static_share: weight of the static prior in the bits, 0 to 1.
 
     Attributes:
         spent: ideal code length of each block of tokens so far, bits.
@@ -144,12 +151,15 @@ class RateDistortionChoice:
         w: float | Tensor,
         level: int,
         budget: Budget | None = None,
+        static_share: float = STATIC_SHARE,
     ) -> None:
         self.quantizer = quantizer
         self.columns = quantizer.columns(z)  # (1, h * w, D')
         self.w = torch.as_tensor(w, dtype=torch.float32, device=z.device).expand(self.columns.shape[1])
         self.level = torch.tensor([level], device=z.device)
         self.bits_of_frequency = bits_table(z.device)
+        self.static_share = static_share
+        self.static_bits = quantizer.prior_bits()[level]  # (M, K)
         self.budget = budget
         self.spent: list[float] = []
 
@@ -160,9 +170,10 @@ class RateDistortionChoice:
             self.quantizer.squared_distances(columns, m, self.level)[0] for m in range(first, first + len(frequencies))
         ]
         bits = self.bits_of_frequency[frequencies]
+        weighed = bits.lerp(self.static_bits[first : first + len(frequencies), None], self.static_share)
 
         def choose(factor: float) -> Tensor:
-            rows = (torch.addcmul(d, b, w * factor).argmin(1) for d, b in zip(distances, bits, strict=True))
+            rows = (torch.addcmul(d, b, w * factor).argmin(1) for d, b in zip(distances, weighed, strict=True))
             return torch.stack(list(rows))
 
         def cost(tokens: Tensor) -> float:
