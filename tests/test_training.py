@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pqmim import load_codec, train_entropy_model, train_tokenizer
-from pqmim.checkpoints import load_model
+from pqmim.checkpoints import load_model, load_tokenizer
 from pqmim.config import NUM_LEVELS, EntropyTraining, RunConfig, StageConfig, TokenizerTraining
 from pqmim.data import ALL
 from pqmim.distributed import Workers
+from pqmim.entropy_model import EntropyModel
 from pqmim.errors import ConfigError, MissingExtraError, ModelError, OutputError
 from pqmim.training_run import Draws, TimeIsUp, TrainingRun, learning_rate_factor, micro_batches
 
@@ -146,6 +147,53 @@ def test_what_each_stage_changes(photos: Path, tmp_path: Path) -> None:
     assert all(any(part in key for key in changed("joint")) for part in parts)
     assert changed("finetune")
     assert all(key.startswith("tokenizer.synthesis.") for key in changed("finetune"))
+
+
+def test_training_on_from_an_earlier_run(photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path) -> None:
+    def without(config: Any, *stages: str) -> Any:
+        return config.model_copy(
+            update={stage: getattr(config, stage).model_copy(update={"steps": 0}) for stage in stages}
+        )
+
+    config = without(tokenizer_config(photos, tmp_path / "tokenizer"), "transform", "joint", "finetune")
+    trained_on = train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file}))
+    (earlier, _), (later, facts) = load_tokenizer(tokenizer_file), load_tokenizer(trained_on)
+    for network in ("analysis", "synthesis"):
+        before, after = getattr(earlier, network).state_dict(), getattr(later, network).state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(later.quantizer.order, earlier.quantizer.order)
+    used = later.quantizer.prior_bits()[0] < 6  # codewords that are never used may be restarted elsewhere
+    distances = (later.quantizer.codebook[0] - earlier.quantizer.codebook[0]).abs()
+    spread = earlier.quantizer.codebook[0].std(0)
+    moved = torch.stack([(distances[:, run] / spread[run]).amax(1) for run in earlier.quantizer.runs()])
+    assert used.sum() > 20
+    assert 0 < moved[used].median() < 0.3
+    assert str(tokenizer_file.parent) not in str(facts)
+
+    config = without(entropy_config(photos, trained_on, tmp_path / "entropy"), "stage")
+    earlier_weights = model_file.with_name(train_entropy_model.FLOAT_MODEL)
+    model = EntropyModel.for_quantizer(config.model, later.quantizer)
+    train_entropy_model.take_over_weights(model, earlier_weights)
+    learned = torch.load(earlier_weights, weights_only=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, learned[name]) == (name != "token_values"), name
+    assert train_entropy_model.train(config.model_copy(update={"start_from": earlier_weights})).exists()
+
+    strange = make_tiny_tokenizer(seed=9).quantizer
+    model = EntropyModel.for_quantizer(config.model, strange)
+    factors = model.token_factors.clone()
+    train_entropy_model.take_over_weights(model, earlier_weights)
+    assert torch.equal(model.token_factors, factors)  # other codewords: theirs stay
+    assert torch.equal(model.head.bias, learned["head.bias"])
+
+
+def test_training_on_needs_the_same_sizes(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    config = tokenizer_config(photos, tmp_path / "run")
+    other = config.model.model_copy(
+        update={"autoencoder": config.model.autoencoder.model_copy(update={"blocks": (1, 1, 2)})}
+    )
+    with pytest.raises(ConfigError, match="sizes of this tokenizer"):
+        train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
 
 
 def test_interrupted_tokenizer_training_leaves_no_trace(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:

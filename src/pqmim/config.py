@@ -191,6 +191,9 @@ class CodebookConfig(Config):
 class TokenizerTraining(Config):
     """`pqmim train tokenizer`: transforms, then codebooks, then all of it, then the synthesis."""
 
+    start_from: Path | None = None
+    """`tokenizer.safetensors` or model file of an earlier run, whose transforms are trained on and whose codebooks are
+    refined; null starts anew."""
     model: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     run: RunConfig

@@ -297,19 +297,29 @@ def order_channels(bits: Tensor, num_subquantizers: int, min_rate: float) -> tup
 
 
 def fit_codebook(
-    values: Tensor, num_codewords: int, w: float, iterations: int, generator: torch.Generator
+    values: Tensor,
+    num_codewords: int,
+    w: float,
+    iterations: int,
+    generator: torch.Generator,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Entropy-constrained Lloyd iterations for one sub-quantizer (Chou, Lookabaugh and Gray 1989).
 
     Args:
         values: (n, d) float32 training vectors.
         w: squared units per bit.
+        start: codewords and probabilities to refine; None = `_initial_codewords`.
 
     Returns:
-        Codewords (K, d), most frequent first, and their probabilities (K,), none of them zero.
+        Codewords (K, d) and their probabilities (K,), none of them zero; most frequent first, or in the order of
+        `start`.
     """
-    codewords = _initial_codewords(values, num_codewords, w, generator)
-    probabilities = torch.full((num_codewords,), 1 / num_codewords)
+    if start is None:
+        codewords = _initial_codewords(values, num_codewords, w, generator)
+        probabilities = torch.full((num_codewords,), 1 / num_codewords)
+    else:
+        codewords, probabilities = start
     for iteration in range(iterations):
         distances = torch.addmm(codewords.square().sum(1)[None], values, codewords.t(), alpha=-2)
         costs, tokens = (distances - w * torch.log2(probabilities)).min(dim=1)
@@ -321,6 +331,8 @@ def fit_codebook(
         if len(unused) and iteration < iterations - 2:  # restart them where the cost is high
             errors = (costs + values.square().sum(1)).clamp_min(1e-9)
             codewords[unused] = values[_draw(errors, len(unused), generator)]
+    if start is not None:
+        return codewords, probabilities
     order = probabilities.argsort(descending=True, stable=True)
     return codewords[order], probabilities[order]
 

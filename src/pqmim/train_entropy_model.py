@@ -22,7 +22,7 @@ from pqmim.entropy_model import EntropyModel, step_masks
 from pqmim.errors import ConfigError
 from pqmim.schedule import quincunx_steps
 from pqmim.tokenizer import Tokenizer
-from pqmim.train_tokenizer import draw_w
+from pqmim.train_tokenizer import NOT_IN_FACTS, draw_w
 from pqmim.training_run import Draws, TrainingRun, fit, open_photos
 
 RANDOM_MASK_SHARE = 0.15
@@ -30,6 +30,8 @@ RANDOM_MASK_SHARE = 0.15
 LATER_STEPS_WEIGHT = 0.3
 """Weight in the loss of the tokens that later steps will code. Their gradients come at little cost, and the fill of
 what was not sent needs their probabilities."""
+SAME_CODEWORDS = 0.2
+"""Codewords that moved by less than this (mean square, in mean squares of their size) are taken to be the same ones."""
 FLOAT_MODEL = "entropy_model_float.pt"
 """Trainable weights, kept beside the model file for the ablation of exact against float arithmetic."""
 
@@ -80,7 +82,8 @@ def draw_masks(
 def take_over_weights(model: EntropyModel, path: Path) -> None:
     """Start from the float weights of an earlier run: all that have the same name and shape.
 
-    What belongs to the codebooks (values, biases and factors of the tokens) stays as it is.
+    What belongs to the codewords (biases and factors of the tokens) is taken over only if these are about the same, as
+    after a tokenizer run that started from that of the earlier run.
 
     Raises:
         ConfigError: no such file, or nothing in it fits.
@@ -90,10 +93,18 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
     except (OSError, RuntimeError, UnpicklingError) as error:
         raise ConfigError(f"{path}: cannot be read as weights of an earlier run") from error
     own = model.state_dict()
+    same_shape = {name for name, tensor in earlier.items() if name in own and own[name].shape == tensor.shape}
+    same_codewords = False
+    if "token_values" in same_shape:
+        used = model.token_bias.detach().exp()  # (L, M, K)
+        used = torch.cat(
+            [used[:, m, :, None].expand(-1, -1, run.stop - run.start) for m, run in enumerate(model.runs)], 2
+        )
+        values = own["token_values"]
+        moved = (used * (earlier["token_values"] - values).square()).sum()
+        same_codewords = bool(moved < SAME_CODEWORDS * (used * values.square()).sum())
     fitting = {
-        name: tensor
-        for name, tensor in earlier.items()
-        if not name.startswith("token_") and name in own and own[name].shape == tensor.shape
+        name: earlier[name] for name in same_shape - {"token_values"} if same_codewords or not name.startswith("token_")
     }
     if not fitting:
         raise ConfigError(f"{path}: no weights that fit this model")
@@ -205,7 +216,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
     facts = {
         "description": config.description,
         "tokenizer": tokenizer_facts,
-        "recipe": config.model_dump(mode="json", exclude={"run": True, "tokenizer": True, "data": {"path", "cache"}}),
+        "recipe": config.model_dump(mode="json", exclude={**NOT_IN_FACTS, "tokenizer": True}),
         **photos.facts,
         "validation": {k: round(v, 4) for k, v in numbers.items()},
     }

@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pqmim.autoencoder import STRIDE
-from pqmim.checkpoints import save_tokenizer
+from pqmim.checkpoints import load_tokenizer, save_tokenizer
 from pqmim.config import NUM_LEVELS, TokenizerTraining
 from pqmim.data import STAGE_STEPS, Sampler
+from pqmim.errors import ConfigError
 from pqmim.losses import mean_psnr, mean_squared_error, straight_through
 from pqmim.quantizer import (
     LOG2,
@@ -40,6 +41,8 @@ DEAD_ZONE = 0.1
 CODEBOOK_RATE = 10.0
 """Learning rate of codewords and static priors in the third stage, in multiples of the stage's: they are large numbers,
 and most of them get a gradient now and then only."""
+NOT_IN_FACTS: dict[str, Any] = {"run": True, "start_from": True, "data": {"path", "cache"}}
+"""Settings that say more of the maker's machine than of the model."""
 VALIDATION_STEPS = (2.0, 4.0, 8.0)
 """Quantization steps (latent units) at which the first stage is validated."""
 
@@ -105,7 +108,10 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     photos = open_photos(run, config.data)
     sampler, held_out = photos.sampler, photos.held_out
     torch.manual_seed(config.run.seed)
-    tokenizer = Tokenizer(config.model).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tokenizer, earlier = Tokenizer(config.model), None
+    if config.start_from is not None:
+        earlier = take_over_transforms(tokenizer, config.start_from)
+    tokenizer = tokenizer.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     transform = TransformStage(tokenizer).to(run.device)
     if not run.is_done("transform"):
@@ -120,7 +126,7 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
             return
         numbers = validate_tokenizer(tokenizer, held_out, config)
         facts = {
-            "recipe": config.model_dump(mode="json", exclude={"run": True, "data": {"path", "cache"}}),
+            "recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS),
             **photos.facts,
             "validation": {name: round(number, 4) for name, number in numbers.items()},
         }
@@ -129,7 +135,7 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     if run.is_done("codebooks"):
         tokenizer = restore_tokenizer(config, run.resumed["module"]).to(run.device)  # type: ignore[index]
     else:
-        quantizer = run.workers.from_main(lambda: fit_codebooks(config, transform, sampler, run).cpu())
+        quantizer = run.workers.from_main(lambda: fit_codebooks(config, transform, sampler, run, earlier).cpu())
         tokenizer.quantizer = quantizer.to(run.device)
         run.save("codebooks", ["transform", "codebooks"], 0, module=tokenizer.state_dict())
         write()  # from here on the entropy model can be trained
@@ -194,9 +200,14 @@ def train_transform(
 
 @torch.no_grad()
 def fit_codebooks(
-    config: TokenizerTraining, transform: TransformStage, sampler: Sampler, run: TrainingRun
+    config: TokenizerTraining,
+    transform: TransformStage,
+    sampler: Sampler,
+    run: TrainingRun,
+    earlier: ProductQuantizer | None,
 ) -> ProductQuantizer:
-    """Second stage: order the channels, cut them into runs, fit a codebook to each."""
+    """Second stage: order the channels, cut them into runs, fit a codebook to each; or refine those of an earlier run,
+    so that tokens keep their meaning."""
     settings, sizes = config.codebooks, config.model.quantizer
     transform.eval()
     finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
@@ -209,27 +220,51 @@ def fit_codebooks(
         bits.append(transform.density.bits((z / finest).round() * finest, step).mean((0, 2, 3)))
         latents.append(z.permute(0, 2, 3, 1).flatten(0, 2).cpu())
     values = torch.cat(latents)
-    mean_bits = torch.stack(bits).mean(0).cpu()
-    order, boundaries = order_channels(mean_bits, sizes.num_subquantizers, sizes.min_channel_rate)
-
-    quantizer = ProductQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
-    quantizer.order.copy_(order)
-    quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
+    if earlier is None:
+        mean_bits = torch.stack(bits).mean(0).cpu()
+        order, boundaries = order_channels(mean_bits, sizes.num_subquantizers, sizes.min_channel_rate)
+        quantizer = ProductQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
+        quantizer.order.copy_(order)
+        quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
+        coarsest = float(w_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit))
+        quantizer.level_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), NUM_LEVELS))
+    else:
+        quantizer = earlier.requires_grad_(True)
     quantizer.default.copy_(values.mean(0))
-    coarsest = float(w_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit))
-    quantizer.level_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), NUM_LEVELS))
     for level, log_w in enumerate(quantizer.level_log_w.tolist()):
         entropies = []
         for m, columns in enumerate(quantizer.runs()):
-            generator = torch.Generator().manual_seed(config.run.seed)
+            start = None
+            if earlier is not None:
+                start = (quantizer.codebook[level, :, columns], quantizer.prior_logits[level, m].softmax(0))
             codewords, probabilities = fit_codebook(
-                values[:, order[columns]], sizes.num_codewords, math.exp(log_w), settings.iterations, generator
+                values[:, quantizer.order[columns]],
+                sizes.num_codewords,
+                math.exp(log_w),
+                settings.iterations,
+                torch.Generator().manual_seed(config.run.seed),
+                start,
             )
             quantizer.codebook[level, :, columns] = codewords
             quantizer.prior_logits[level, m] = probabilities.log()
             entropies.append(float(-(probabilities * probabilities.log2()).sum()))
         run.log("codebooks", level, {"bits": sum(entropies), "most_bits": max(entropies), "least_bits": min(entropies)})
     return quantizer.to(run.device)
+
+
+def take_over_transforms(tokenizer: Tokenizer, path: Path) -> ProductQuantizer:
+    """Start from the transforms of an earlier run; returns its quantizer.
+
+    Raises:
+        ConfigError: sizes differ.
+        ModelError: missing or damaged file.
+    """
+    earlier, _ = load_tokenizer(path)
+    if earlier.config != tokenizer.config:
+        raise ConfigError(f"{path}: start_from: the sizes of this tokenizer are not those of the recipe")
+    tokenizer.analysis.load_state_dict(earlier.analysis.state_dict())
+    tokenizer.synthesis.load_state_dict(earlier.synthesis.state_dict())
+    return earlier.quantizer
 
 
 def restore_tokenizer(config: TokenizerTraining, state: dict[str, Tensor]) -> Tokenizer:
