@@ -189,7 +189,7 @@ class CodebookConfig(Config):
 
 
 class TokenizerTraining(Config):
-    """`pqmim train tokenizer`: transforms, then codebooks, then all of it, then the synthesis."""
+    """`pqmim train tokenizer`: transforms, codebooks, all of it (unless `joint.steps` is 0), the synthesis."""
 
     start_from: Path | None = None
     """`tokenizer.safetensors` or model file of an earlier run, whose transforms are trained on and whose codebooks are
@@ -200,7 +200,7 @@ class TokenizerTraining(Config):
     rate: RateRange = RateRange()
     transform: StageConfig = StageConfig()
     codebooks: CodebookConfig = CodebookConfig()
-    joint: StageConfig = StageConfig(steps=4000, learning_rate=3e-4)
+    joint: StageConfig = StageConfig(steps=0, learning_rate=3e-4)
     finetune: StageConfig = StageConfig(steps=4000, learning_rate=3e-4)
     nested_share: float = Field(0.2, ge=0, le=1)
     """Share of the samples of the last two stages that keep only a random number of leading sub-quantizers."""

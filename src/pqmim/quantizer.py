@@ -207,11 +207,11 @@ class ProductQuantizer(nn.Module):
         weight = torch.as_tensor(w, dtype=torch.float32, device=z.device)
         if weight.ndim < 2:
             weight = weight.expand(batch)[:, None]
-        tokens = [
-            self.squared_distances(columns, m, level).addcmul_(weight[:, :, None], bits[:, m, None]).argmin(dim=2)
-            for m in range(self.num_subquantizers)
-        ]
-        return torch.stack(tokens, dim=1).view(batch, -1, height, width)
+        tokens = torch.empty(batch, self.num_subquantizers, height * width, dtype=torch.int64, device=z.device)
+        for m in range(self.num_subquantizers):
+            distances = self.squared_distances(columns, m, level)
+            tokens[:, m] = distances.addcmul_(weight[:, :, None], bits[:, m, None]).argmin(dim=2)
+        return tokens.view(batch, -1, height, width)
 
     def smoothed_bits(self, z: Tensor, tokens: Tensor, w: Tensor, level: Tensor) -> Tensor:
         """Rate of chosen tokens, made differentiable: min over k of |z_m - c_k|^2 / w + bits(k), in bits.
