@@ -23,7 +23,8 @@ from pqmim.data import ALL
 from pqmim.distributed import Workers
 from pqmim.entropy_model import EntropyModel
 from pqmim.errors import ConfigError, MissingExtraError, ModelError, OutputError
-from pqmim.training_run import Draws, TimeIsUp, TrainingRun, learning_rate_factor, micro_batches
+from pqmim.tokenizer import Tokenizer
+from pqmim.training_run import Draws, TimeIsUp, TrainingRun, learning_rate_factor, micro_batches, open_photos
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,20 @@ def test_training_on_from_an_earlier_run(photos: Path, tokenizer_file: Path, mod
     train_entropy_model.take_over_weights(model, earlier_weights)
     assert torch.equal(model.token_factors, factors)  # other codewords: theirs stay
     assert torch.equal(model.head.bias, learned["head.bias"])
+
+
+def test_density_is_fitted_to_transforms_that_were_taken_over(photos: Path, tmp_path: Path) -> None:
+    config = tokenizer_config(photos, tmp_path / "run")
+    run = TrainingRun.open(config.run, None)
+    sampler = open_photos(run, config.data).sampler
+    transform = train_tokenizer.TransformStage(Tokenizer(config.model))
+    before = {name: tensor.clone() for name, tensor in transform.state_dict().items()}
+    x, step = sampler.batch(0, 8), torch.full((8, 1, 1, 1), 4.0)
+    fresh = transform(x, step, None, False)[0].mean()
+    train_tokenizer.fit_density(config, transform, sampler, run)
+    assert transform(x, step, None, False)[0].mean() < 0.8 * fresh
+    changed = {name for name, tensor in transform.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"density.weight", "density.mean", "density.log_scale"}
 
 
 def test_training_on_needs_the_same_sizes(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:

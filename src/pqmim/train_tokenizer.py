@@ -41,6 +41,8 @@ DEAD_ZONE = 0.1
 CODEBOOK_RATE = 10.0
 """Learning rate of codewords and static priors in the third stage, in multiples of the stage's: they are large numbers,
 and most of them get a gradient now and then only."""
+DENSITY_STEPS, DENSITY_BATCHES, DENSITY_RATE = 300, 12, 0.03
+"""How the density is fitted to transforms that were taken over: steps, batches of eight crops, learning rate."""
 NOT_IN_FACTS: dict[str, Any] = {"run": True, "start_from": True, "data": {"path", "cache"}}
 """Settings that say more of the maker's machine than of the model."""
 VALIDATION_STEPS = (2.0, 4.0, 8.0)
@@ -114,6 +116,9 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     tokenizer = tokenizer.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     transform = TransformStage(tokenizer).to(run.device)
+    if earlier is not None and run.resumed is None:
+        density = run.workers.from_main(lambda: fit_density(config, transform, sampler, run).cpu())
+        transform.density.load_state_dict(density.state_dict())
     if not run.is_done("transform"):
         train_transform(run, config, transform, sampler, held_out)
     elif "codebooks" not in run.resumed["done"]:  # type: ignore[index]
@@ -144,6 +149,29 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
             train_quantized(run, config, stage, tokenizer, sampler, held_out)
             write()
     return path
+
+
+def fit_density(
+    config: TokenizerTraining, transform: TransformStage, sampler: Sampler, run: TrainingRun
+) -> FactorizedDensity:
+    """Fit the density to the latent of transforms that were taken over: a wrong one would spoil them."""
+    density = transform.density
+    optimizer = torch.optim.Adam(density.parameters(), lr=DENSITY_RATE)
+    latents = []
+    for batch in range(DENSITY_BATCHES):
+        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=config.run.bf16):
+            latents.append(transform.analysis(sampler.batch(4 * STAGE_STEPS + batch, 8)))
+    finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
+    coarsest = step_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit)
+    generator = torch.Generator().manual_seed(config.run.seed)
+    for index in range(DENSITY_STEPS):
+        z = latents[index % DENSITY_BATCHES]
+        step = finest * (coarsest / finest) ** torch.rand((len(z), 1, 1, 1), generator=generator).to(z.device)
+        noise = torch.rand(z.shape, generator=generator).to(z.device)
+        optimizer.zero_grad()
+        density.bits(z + (noise - 0.5) * step, step).mean().backward()
+        optimizer.step()
+    return density
 
 
 def train_transform(
