@@ -2,7 +2,7 @@
 
     python benchmarks/performance.py [--image examples/photo.png] [--threads 1 2] [--megapixels 0.4 12]
 
-"correction" is what a second pass of the encoder takes to look at the decoded picture; the networks run once more too.
+"correction" is what the encoder takes to look at the decoded picture and to correct the latent.
 Parts are timed by wrapping the methods that do them; the best of several runs counts, because other work on a machine
 only ever adds time. Ratios come from runs that alternate.
 """

@@ -231,10 +231,10 @@ class ProductQuantizer(nn.Module):
         batch, _, height, width = z.shape
         columns, penalty = self.columns(z), self.prior_bits()[level]
         bits = []
-        for m in range(self.num_subquantizers):
+        for m, run in enumerate(self.runs()):
             chosen = tokens[:, m].flatten(1)  # (B, n)
-            codewords = self.codebook[:, :, self.runs()[m]][level[:, None], chosen]
-            error = (columns[..., self.runs()[m]] - codewords).square().sum(2)
+            codewords = self.codebook[:, :, run][level[:, None], chosen]
+            error = (columns[..., run] - codewords).square().sum(2)
             bits.append(error / w[:, None] + penalty[:, m].gather(1, chosen))
         return torch.stack(bits, dim=1).view(batch, -1, height, width)
 

@@ -1,7 +1,7 @@
 """The step loop: frequencies, tokens, range coder, in the same order for both directions.
 
 Writing and reading differ only in the coder that is handed in, and in who chooses the tokens: the encoder does, inside
-the loop, with the very frequencies that will code them; the decoder takes what the coder reads.
+the loop, where it sees the very frequencies that will code them; the decoder takes what the coder reads.
 """
 
 from __future__ import annotations
