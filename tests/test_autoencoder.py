@@ -13,6 +13,13 @@ CONFIGS = [
     AutoencoderConfig(latent_channels=12, channels=(8, 8, 8), blocks=(1, 1, 2)),
     AutoencoderConfig(latent_channels=12, channels=(8, 8, 8), blocks=(3, 1, 0)),
     AutoencoderConfig(latent_channels=12, channels=(8, 8, 8), blocks=(0, 3, 1)),
+    AutoencoderConfig(
+        latent_channels=12,
+        channels=(8, 8, 8),
+        blocks=(1, 1, 1),
+        synthesis_channels=(8, 12, 8),
+        synthesis_blocks=(1, 3, 2),
+    ),
 ]
 
 
@@ -79,7 +86,7 @@ def test_receptive_field_is_within_the_margin(config: AutoencoderConfig) -> None
         ):
             assert seen[middle, middle]
             assert not (seen & ~near).any()
-    assert margin <= 1 + 2 * sum(config.blocks) + 1  # and not wastefully wide
+    assert margin <= 1 + 2 * sum(config.synthesis_blocks or config.blocks) + 1  # and not wastefully wide
 
 
 @pytest.mark.parametrize("config", CONFIGS[:3])

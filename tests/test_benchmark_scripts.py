@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import synthetic_photo
+from conftest import make_tiny_entropy_model, make_tiny_tokenizer, synthetic_photo
 from PIL import Image
 
 from pqmim.range_coding import TokenReader
@@ -184,3 +184,41 @@ def test_equal_bytes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     sizes = {quality: 10 * quality for quality in range(1, 96)}
     assert len(script.largest_within(lambda quality: bytes(sizes[quality]), 305)) == 300
     assert len(script.largest_within(lambda quality: bytes(sizes[quality]), 5)) == 10
+
+
+def test_design_rows(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    script = load("design_rows", monkeypatch)
+    small = [
+        "data.crop=64",
+        "data.validation_photos=1",
+        "transform.batch_size=2",
+        "transform.warmup_steps=1",
+        "transform.learning_rate=3e-3",
+        "model.autoencoder.latent_channels=16",
+        "model.autoencoder.channels=[8,16,32]",
+    ]
+    changes = [argument for setting in small for argument in ("--set", setting)]
+    arguments = ["transforms", "--data", str(photos), "-o", str(tmp_path), "--steps", "6", *changes]
+    script.main([*arguments, "--rows", "0", "1", "4"])
+    rows = [json.loads((tmp_path / f"transforms-{index}.json").read_text()) for index in (0, 1, 4)]
+    assert rows[0]["bpp"] == sorted(rows[0]["bpp"], reverse=True)
+    assert rows[0]["bpp"] != rows[1]["bpp"]  # other blocks take part
+    assert rows[0]["psnr"][0] == pytest.approx(rows[2]["psnr"][0], abs=0.3)  # the same steps, in grey levels
+    assert len(lines(tmp_path, "transforms")) == 2 + len(rows)
+    assert "windowed attention" in capsys.readouterr().out
+
+
+def test_design_rows_schedules_code_every_token_once(monkeypatch: pytest.MonkeyPatch):
+    script = load("design_rows", monkeypatch)
+    model = make_tiny_entropy_model(make_tiny_tokenizer())
+    for order_of, patterns in script.SCHEDULES.values():
+        if patterns[0].groups > model.num_subquantizers:
+            continue
+        order = order_of(16, 20)
+        coded = torch.zeros(model.num_subquantizers, 16, 20, dtype=torch.long)
+        for pattern in sorted(patterns, key=lambda p: (p.low, p.group) if p.positions_first else (p.group, p.low)):
+            known, predicted = pattern.masks(model, order)
+            assert torch.equal(known, coded > 0)
+            first, last = script.bounds(model, pattern.groups, pattern.group)
+            coded[first:last] += predicted
+        assert (coded == 1).all()

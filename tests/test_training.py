@@ -202,12 +202,70 @@ def test_density_is_fitted_to_transforms_that_were_taken_over(photos: Path, tmp_
     assert changed == {"density.weight", "density.mean", "density.log_scale"}
 
 
-def test_training_on_needs_the_same_sizes(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:
-    config = tokenizer_config(photos, tmp_path / "run")
-    other = config.model.model_copy(
-        update={"autoencoder": config.model.autoencoder.model_copy(update={"blocks": (1, 1, 2)})}
+def test_a_larger_model_begins_as_the_same_function(
+    photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path
+) -> None:
+    config = tokenizer_config(photos, tmp_path / "tokenizer")
+    larger = config.model.autoencoder.model_copy(
+        update={"synthesis_channels": (12, 24, 20), "synthesis_blocks": (2, 1, 3)}
     )
-    with pytest.raises(ConfigError, match="sizes of this tokenizer"):
+    none = config.transform.model_copy(update={"steps": 0})
+    changes = {
+        "model": config.model.model_copy(update={"autoencoder": larger}),
+        "start_from": tokenizer_file,
+        "codebooks": config.codebooks.model_copy(update={"iterations": 0}),
+        "transform": none,
+        "joint": none,
+    }
+    grown_file = train_tokenizer.train(config.model_copy(update={**changes, "finetune": none}))
+    (earlier, _), (grown, _) = load_tokenizer(tokenizer_file), load_tokenizer(grown_file)
+    x = torch.rand(1, 3, 64, 80)
+    tokens = earlier.encode(x, 1.0)
+    assert torch.equal(grown.encode(x, 1.0), tokens)
+    level = earlier.quantizer.level(1.0)[None]
+    assert torch.allclose(grown.decode(tokens, level), earlier.decode(tokens, level), atol=1e-5)
+
+    config = config.model_copy(
+        update={**changes, "run": config.run.model_copy(update={"output": tmp_path / "trained"})}
+    )
+    trained, _ = load_tokenizer(train_tokenizer.train(config))
+    assert torch.equal(trained.encode(x, 1.0), tokens)
+    before, after = grown.synthesis.state_dict(), trained.synthesis.state_dict()
+    for name, tensor in before.items():
+        still = (tensor == 0) & (after[name] == 0)
+        assert still.float().mean() < 0.5 or tensor.ndim < 4, name  # gradients reach the zeros
+
+    config = entropy_config(photos, grown_file, tmp_path / "entropy")
+    float_weights = model_file.with_name(train_entropy_model.FLOAT_MODEL)
+    small = EntropyModel.for_quantizer(config.model, earlier.quantizer)
+    train_entropy_model.take_over_weights(small, float_weights)
+    deeper = config.model.model_copy(update={"num_layers": config.model.num_layers + 2 * config.model.attention_every})
+    model = EntropyModel.for_quantizer(deeper, grown.quantizer)
+    train_entropy_model.take_over_weights(model, float_weights)
+    features = small.features(tokens, torch.rand(tokens.shape) < 0.5, level)
+    assert torch.equal(model.hidden(features), small.hidden(features))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        ({"blocks": (1, 1, 0)}, "fewer blocks"),
+        ({"synthesis_blocks": (0, 2, 3)}, "fewer blocks"),
+        ({"channels": (4, 16, 16)}, "fewer channels"),
+        ({"latent_channels": 8}, "another latent"),
+        ({"latent_unit": 10.0}, "another latent"),
+    ],
+)
+def test_training_on_needs_sizes_that_fit(
+    sizes: dict[str, Any], complaint: str, photos: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    config = tokenizer_config(photos, tmp_path / "run")
+    other = config.model.model_copy(update={"autoencoder": config.model.autoencoder.model_copy(update=sizes)})
+    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: .* {complaint} than this tokenizer"):
+        train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
+    quantizer = config.model.quantizer.model_copy(update={"num_codewords": 5})
+    other = config.model.model_copy(update={"quantizer": quantizer})
+    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: the quantizer"):
         train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
 
 

@@ -119,8 +119,8 @@ class Synthesis(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        c4, c8, c16 = config.channels
-        n4, n8, n16 = config.blocks
+        c4, c8, c16 = config.synthesis_channels or config.channels
+        n4, n8, n16 = config.synthesis_blocks or config.blocks
         self.linear = nn.Parameter(block_dct_basis(config.latent_channels).t().contiguous())
         self.linear_gain = config.latent_unit / 255
         self.convolutional = nn.Sequential(
@@ -151,3 +151,55 @@ class Synthesis(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             linear = _unblocks(z.permute(0, 2, 3, 1) @ (self.linear_gain * self.linear).t())
         return linear + learned.float() + 0.5
+
+
+@torch.no_grad()
+def grow(transform: Analysis | Synthesis, earlier: Analysis | Synthesis) -> None:
+    """Make a new transform the same function as an earlier one that is at most as wide and as deep.
+
+    New channels are computed, but no old one reads them yet, and new blocks add nothing yet; gradients reach these
+    zeros at once. Source: Chen, Goodfellow and Shlens 2016, "Net2Net", arXiv:1511.05641; differs: zeros for copies.
+
+    Raises:
+        ValueError: the earlier transform is wider or deeper, or has another latent.
+    """
+    if transform.linear.shape != earlier.linear.shape or transform.linear_gain != earlier.linear_gain:
+        raise ValueError("another latent")
+    transform.linear.copy_(earlier.linear)
+    (layers, blocks), (layers_before, blocks_before) = _layers_and_blocks(transform), _layers_and_blocks(earlier)
+    if any(len(before) > len(new) for new, before in zip(blocks, blocks_before, strict=True)):
+        raise ValueError("fewer blocks")
+    pairs = list(zip(layers, layers_before, strict=True))
+    for new, before in zip(blocks, blocks_before, strict=True):
+        pairs += zip(new, before, strict=False)
+    for module, module_before in pairs:
+        for layer, layer_before in zip(_convolutions(module), _convolutions(module_before), strict=True):
+            _grow_convolution(layer, layer_before)
+
+
+def _layers_and_blocks(transform: Analysis | Synthesis) -> tuple[list[nn.Module], list[list[nn.Module]]]:
+    """Modules of the convolutional path and the head that are no residual blocks; the blocks before each of them."""
+    layers: list[nn.Module] = []
+    blocks: list[list[nn.Module]] = [[]]
+    for module in [*transform.convolutional, transform.head]:
+        if isinstance(module, ResidualBlock):
+            blocks[-1].append(module)
+        else:
+            layers.append(module)
+            blocks.append([])
+    return layers, blocks
+
+
+def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+
+
+def _grow_convolution(layer: nn.Conv2d, before: nn.Conv2d) -> None:
+    rows, columns = before.weight.shape[:2]
+    if rows > layer.weight.shape[0] or columns > layer.weight.shape[1]:
+        raise ValueError("fewer channels")
+    layer.weight[:rows, columns:] = 0
+    layer.weight[:rows, :columns] = before.weight
+    assert layer.bias is not None
+    assert before.bias is not None
+    layer.bias[:rows] = before.bias

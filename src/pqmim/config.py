@@ -32,6 +32,10 @@ class AutoencoderConfig(Config):
     """Width of the convolutional path at strides 4, 8 and 16."""
     blocks: tuple[int, int, int] = (1, 1, 2)
     """Residual blocks at strides 4, 8 and 16."""
+    synthesis_channels: tuple[int, int, int] | None = None
+    """Width of the synthesis where it differs from that of the analysis; null = `channels`."""
+    synthesis_blocks: tuple[int, int, int] | None = None
+    """Residual blocks of the synthesis where they differ from those of the analysis; null = `blocks`."""
     latent_unit: float = 20.0
     """Grey levels (of 255) of an orthonormal basis function that make one unit of the latent."""
 
@@ -39,8 +43,10 @@ class AutoencoderConfig(Config):
     def margin(self) -> int:
         """Positions beyond which no input of either transform matters to an output: two 3 x 3 convolutions a block, and
         one more at stride 4."""
-        n4, n8, n16 = self.blocks
-        return math.ceil(2 * n16 + 2 * n8 / 2 + (2 * n4 + 1) / 4 + 1)
+        return max(
+            math.ceil(2 * n16 + 2 * n8 / 2 + (2 * n4 + 1) / 4 + 1)
+            for n4, n8, n16 in (self.blocks, self.synthesis_blocks or self.blocks)
+        )
 
 
 class QuantizerConfig(Config):
@@ -183,7 +189,8 @@ class CodebookConfig(Config):
 
     crops: int = 1500
     """Crops whose latents the codebooks are fitted to."""
-    iterations: int = 12
+    iterations: int = Field(12, ge=0)
+    """0 keeps the codebooks of `start_from` as they are."""
     w: float = 0.2
     """Squared latent units per bit while fitting: the finest trade-off that the codebooks serve well."""
 
@@ -192,8 +199,8 @@ class TokenizerTraining(Config):
     """`pqmim train tokenizer`: transforms, codebooks, all of it (unless `joint.steps` is 0), the synthesis."""
 
     start_from: Path | None = None
-    """`tokenizer.safetensors` or model file of an earlier run, whose transforms are trained on and whose codebooks are
-    refined; null starts anew."""
+    """`tokenizer.safetensors` or model file of an earlier run, whose transforms are trained on (wider and deeper ones
+    begin as the same functions) and whose codebooks are refined; null starts anew."""
     model: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     run: RunConfig
@@ -216,7 +223,8 @@ class EntropyTraining(Config):
     tokenizer: Path
     """`tokenizer.safetensors` of a tokenizer run."""
     start_from: Path | None = None
-    """`entropy_model_float.pt` of an earlier run, whose weights are taken over where they fit; null starts anew."""
+    """`entropy_model_float.pt` of an earlier run, whose weights are taken over where they fit (more layers begin as the
+    same function); null starts anew."""
     model: EntropyModelConfig = EntropyModelConfig()
     data: DataConfig
     run: RunConfig

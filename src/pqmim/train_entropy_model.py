@@ -82,6 +82,8 @@ def draw_masks(
 def take_over_weights(model: EntropyModel, path: Path) -> None:
     """Start from the float weights of an earlier run: all that have the same name and shape.
 
+    If the earlier model has fewer layers, the additional ones go before its last and add nothing yet.
+
     What belongs to the codewords (biases and factors of the tokens) is taken over only if these are about the same, as
     after a tokenizer run that started from that of the earlier run.
 
@@ -93,6 +95,14 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
     except (OSError, RuntimeError, UnpicklingError) as error:
         raise ConfigError(f"{path}: cannot be read as weights of an earlier run") from error
     own = model.state_dict()
+    num_layers = 1 + max((int(name.split(".")[1]) for name in earlier if name.startswith("layers.")), default=-1)
+    if 0 < num_layers < len(model.layers):
+        last, new_last = f"layers.{num_layers - 1}.", f"layers.{len(model.layers) - 1}."
+        earlier = {name.replace(last, new_last): tensor for name, tensor in earlier.items()}
+        for index in range(num_layers - 1, len(model.layers) - 1):
+            for name in own:
+                if name.startswith(f"layers.{index}.") and ".project." in name:
+                    own[name].zero_()
     same_shape = {name for name, tensor in earlier.items() if name in own and own[name].shape == tensor.shape}
     same_codewords = False
     if "token_values" in same_shape:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pqmim.autoencoder import STRIDE
+from pqmim.autoencoder import STRIDE, grow
 from pqmim.checkpoints import load_tokenizer, save_tokenizer
 from pqmim.config import NUM_LEVELS, TokenizerTraining
 from pqmim.data import STAGE_STEPS, Sampler
@@ -116,7 +116,7 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     tokenizer = tokenizer.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     transform = TransformStage(tokenizer).to(run.device)
-    if earlier is not None and run.resumed is None:
+    if earlier is not None and run.resumed is None and config.transform.steps:
         density = run.workers.from_main(lambda: fit_density(config, transform, sampler, run).cpu())
         transform.density.load_state_dict(density.state_dict())
     if not run.is_done("transform"):
@@ -237,6 +237,8 @@ def fit_codebooks(
     """Second stage: order the channels, cut them into runs, fit a codebook to each; or refine those of an earlier run,
     so that tokens keep their meaning."""
     settings, sizes = config.codebooks, config.model.quantizer
+    if earlier is not None and settings.iterations == 0:
+        return earlier.requires_grad_(True)
     transform.eval()
     finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
     latents, bits = [], []
@@ -281,17 +283,20 @@ def fit_codebooks(
 
 
 def take_over_transforms(tokenizer: Tokenizer, path: Path) -> ProductQuantizer:
-    """Start from the transforms of an earlier run; returns its quantizer.
+    """Start from the transforms of an earlier run, grown to the sizes of this one; returns its quantizer.
 
     Raises:
-        ConfigError: sizes differ.
+        ConfigError: another quantizer, or larger transforms.
         ModelError: missing or damaged file.
     """
     earlier, _ = load_tokenizer(path)
-    if earlier.config != tokenizer.config:
-        raise ConfigError(f"{path}: start_from: the sizes of this tokenizer are not those of the recipe")
-    tokenizer.analysis.load_state_dict(earlier.analysis.state_dict())
-    tokenizer.synthesis.load_state_dict(earlier.synthesis.state_dict())
+    if earlier.config.quantizer != tokenizer.config.quantizer:
+        raise ConfigError(f"{path}: start_from: the quantizer of this tokenizer is not that of the recipe")
+    try:
+        grow(tokenizer.analysis, earlier.analysis)
+        grow(tokenizer.synthesis, earlier.synthesis)
+    except ValueError as error:
+        raise ConfigError(f"{path}: start_from: the recipe's transforms have {error} than this tokenizer") from error
     return earlier.quantizer
 
 

@@ -1,0 +1,520 @@
+"""Short training runs that decide the design: one row for each alternative, all with the same steps and crops.
+
+    python benchmarks/design_rows.py transforms --data PHOTOS -o OUT [--steps 600]
+    python benchmarks/design_rows.py codebooks  --data PHOTOS -o OUT --tokenizer tokenizer.safetensors
+    python benchmarks/design_rows.py schedules  --data PHOTOS -o OUT --tokenizer tokenizer.safetensors \
+        --entropy entropy_model_float.pt
+
+`transforms` trains the first stage from its start with other blocks or another scale of the latent. `codebooks`
+compares ways to learn the codebooks, and nested with plain fine-tuning. `schedules` trains the entropy model on for
+other orders and step counts; since it starts from weights that know one order, what another one loses is an upper
+bound. Numbers are from the photos held out of training. A finished row is not made again after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pqmim import train_tokenizer
+from pqmim.autoencoder import ResidualBlock
+from pqmim.checkpoints import load_tokenizer
+from pqmim.config import EntropyTraining, TokenizerTraining, load_config
+from pqmim.entropy_model import EntropyModel
+from pqmim.layers import WindowPartition
+from pqmim.losses import mean_psnr, mean_squared_error
+from pqmim.metrics import bd_rate
+from pqmim.quantizer import LOG2, ProductQuantizer
+from pqmim.schedule import quincunx_steps
+from pqmim.tokenizer import Tokenizer
+from pqmim.training_run import Draws, TrainingRun, fit, open_photos
+
+ROOT = Path(__file__).resolve().parent.parent
+UNIT = 20.0
+"""Latent unit of the recipes, grey levels."""
+GREY_STEPS = (30.0, 50.0, 80.0, 120.0, 180.0)
+"""Quantization steps at which transforms are validated, grey levels of an orthonormal basis function."""
+TRADE_OFFS = (0.2, 0.6, 1.7, 5.0, 15.0)
+"""w at which tokenizers are validated, squared latent units per bit."""
+
+Row = dict[str, Any]
+
+
+# Transforms
+
+
+class GeneralizedDivisiveNormalization(nn.Module):
+    """x_i / sqrt(beta_i + sum over j of gamma_ij x_j^2); Balle, Laparra and Simoncelli 2016, arXiv:1511.06281."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(channels))
+        self.gamma = nn.Parameter(0.1 * torch.eye(channels)[:, :, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.conv2d(x.square(), self.gamma.abs(), self.beta.abs() + 1e-3).rsqrt()
+
+
+class BlockWithNormalization(nn.Module):
+    """A residual block of the codec with divisive normalization for its rectifier."""
+
+    def __init__(self, block: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.block, self.normalization = block, GeneralizedDivisiveNormalization(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block.project(self.normalization(self.block.expand(x)))
+
+
+class PreNormalizedBlock(nn.Module):
+    """A residual block that sees its input scaled to a mean square of one at every position."""
+
+    def __init__(self, block: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.block, self.gain = block, nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalized = x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt() * self.gain
+        return x + self.block.project(F.leaky_relu(self.block.expand(normalized), 0.1))
+
+
+class AttentionBlock(nn.Module):
+    """Attention in 8 x 8 windows and a feed-forward part: about the multiplications of two 3 x 3 convolutions."""
+
+    WINDOW, HEAD_WIDTH, HIDDEN = 8, 32, 6
+
+    def __init__(self, channels: int, shifted: bool) -> None:
+        super().__init__()
+        self.shifted = shifted
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
+        self.query_key_value, self.join = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.expand, self.project = (
+            nn.Linear(channels, self.HIDDEN * channels),
+            nn.Linear(self.HIDDEN * channels, channels),
+        )
+        self.bias = nn.Parameter(torch.zeros(channels // self.HEAD_WIDTH, self.WINDOW**2, self.WINDOW**2))
+        for layer in (self.join, self.project):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.permute(0, 2, 3, 1)
+        partition = WindowPartition(*h.shape[1:3], self.WINDOW, self.shifted, x.device)
+        windows = partition.split(self.query_key_value(self.norms[0](h)))
+        n, t, _ = windows.shape
+        q, k, v = windows.view(n, t, 3, -1, self.HEAD_WIDTH).permute(2, 0, 3, 1, 4)
+        outside = (~partition.is_inside[:, None, None]).repeat(len(h), 1, 1, 1)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=self.bias.to(q.dtype).masked_fill(outside, -torch.inf)
+        )
+        h = h + self.join(partition.join(mixed.transpose(1, 2).reshape(n, t, -1)))
+        return (h + self.project(F.gelu(self.expand(self.norms[1](h))))).permute(0, 3, 1, 2)
+
+
+def replace_blocks(tokenizer: Tokenizer, make: Callable[[nn.Module, int, int], nn.Module | None]) -> None:
+    """Replace residual blocks by what `make` (block, channels, index at its stride) returns, unless that is None."""
+    for network in (tokenizer.analysis, tokenizer.synthesis):
+        counts: dict[int, int] = {}
+        for index, module in enumerate(network.convolutional):
+            if isinstance(module, ResidualBlock):
+                channels = module.expand.in_channels
+                counts[channels] = counts.get(channels, -1) + 1
+                network.convolutional[index] = make(module, channels, counts[channels]) or module
+
+
+TRANSFORMS: dict[str, tuple[list[str], Callable[[Tokenizer], None]]] = {
+    "residual blocks of 3 x 3 convolutions": ([], lambda _: None),
+    "windowed attention at stride 16": (
+        [],
+        lambda t: replace_blocks(
+            t, lambda _, c, i: AttentionBlock(c, i % 2 == 1) if c == t.config.autoencoder.channels[2] else None
+        ),
+    ),
+    "GDN for the rectifier": ([], lambda t: replace_blocks(t, lambda b, c, _: BlockWithNormalization(b, c))),
+    "normalization before every block": ([], lambda t: replace_blocks(t, lambda b, c, _: PreNormalizedBlock(b, c))),
+    "latent unit 10 grey levels": (["model.autoencoder.latent_unit=10"], lambda _: None),
+    "latent unit 40 grey levels": (["model.autoencoder.latent_unit=40"], lambda _: None),
+}
+"""Name -> settings, and what is done to the fresh tokenizer. The first is the codec's."""
+
+
+def transform_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
+    """Train the first stage; its curve on the held-out photos."""
+    settings, change = TRANSFORMS[name]
+    config = tokenizer_config(options, folder, [f"transform.steps={options.steps or 600}", *settings])
+    run = TrainingRun.open(config.run, None)
+    photos = open_photos(run, config.data)
+    torch.manual_seed(config.run.seed)
+    tokenizer = Tokenizer(config.model)
+    change(tokenizer)
+    transform = train_tokenizer.TransformStage(tokenizer.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    steps = tuple(step / config.model.autoencoder.latent_unit for step in GREY_STEPS)
+    with mock.patch.object(train_tokenizer, "VALIDATION_STEPS", steps):
+        train_tokenizer.train_transform(run, config, transform, photos.sampler, photos.held_out)
+    values = logged(folder / "log.csv")
+    return {
+        "bpp": [values[f"validation/bpp@{step:g}"] for step in steps],
+        "psnr": [values[f"validation/psnr@{step:g}"] for step in steps],
+        "crops_per_second": values["crops_per_second"],
+    }
+
+
+# Codebooks
+
+
+class AveragedCodebooks(ProductQuantizer):
+    """Codewords and priors that follow the mean of what is assigned to them (EMA codebooks: van den Oord et al. 2017,
+    arXiv:1711.00937, appendix A.1), where a level forgets a share of what it has seen for each new vector."""
+
+    MEMORY = 50_000.0
+    """Vectors that a level remembers."""
+
+    def start(self) -> None:
+        with torch.no_grad():
+            self.counts = self.prior_logits.softmax(2) * self.MEMORY
+            self.sums = [self.codebook[:, :, run] * self.counts[:, m, :, None] for m, run in enumerate(self.runs())]
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def assign(self, z: Tensor, w: Tensor | float, level: Tensor) -> Tensor:
+        tokens = super().assign(z, w, level)
+        if not self.training:
+            return tokens
+        columns = self.columns(z)
+        for index in level.unique().tolist():
+            of_level = level == index
+            values = columns[of_level].flatten(0, 1)
+            keep = max(0.0, 1 - len(values) / self.MEMORY)
+            for m, run in enumerate(self.runs()):
+                chosen = tokens[of_level, m].flatten()
+                self.counts[index, m] *= keep
+                self.counts[index, m].index_add_(0, chosen, torch.ones(len(chosen)))
+                self.sums[m][index] *= keep
+                self.sums[m][index].index_add_(0, chosen, values[:, run])
+                self.codebook[index, :, run] = self.sums[m][index] / self.counts[index, m, :, None]
+            self.prior_logits[index] = (self.counts[index] + 0.1).log()
+        return tokens
+
+
+def trained_tokenizer(options: argparse.Namespace, folder: Path, settings: list[str]) -> tuple[Tokenizer, Tensor]:
+    """Train by a recipe; the tokenizer and the held-out photos."""
+    config = tokenizer_config(options, folder, settings)
+    tokenizer, _ = load_tokenizer(train_tokenizer.train(config))
+    photos = open_photos(TrainingRun.open(config.run, "auto"), config.data)
+    return tokenizer, photos.held_out
+
+
+@torch.no_grad()
+def tokenizer_row(tokenizer: Tokenizer, held_out: Tensor, kept: float = 1.0) -> Row:
+    """bpp under the static priors and PSNR; `kept` is the share of leading sub-quantizers that is decoded."""
+    quantizer, row = tokenizer.quantizer, Row(bpp=[], psnr=[])
+    known = (torch.arange(quantizer.num_subquantizers) < kept * quantizer.num_subquantizers)[None, :, None, None]
+    for w in TRADE_OFFS:
+        level, bits, errors = quantizer.level(w), 0.0, []
+        for x in held_out.split(8):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                tokens = tokenizer.encode(x, w)
+                x_hat = tokenizer.synthesis(quantizer.dequantize(tokens, level.expand(len(x)), known))
+            lengths = quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1))
+            bits += float(lengths[known.flatten()].sum())
+            errors.append(mean_squared_error(x_hat.clamp(0, 1), x))
+        row["bpp"].append(bits / (held_out.shape[0] * held_out.shape[2] * held_out.shape[3]))
+        row["psnr"].append(mean_psnr(torch.cat(errors)))
+    return row
+
+
+def codebook_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
+    """Rows of three comparisons, told apart by their names."""
+    steps, start = options.steps or 200, f"start_from={options.tokenizer}"
+    taken_over = [start, "transform.steps=0", "codebooks.iterations=0"]
+    if name.startswith("start:"):
+        fitted = ["codebooks.crops=120", "codebooks.iterations=6"]
+        if name == "start: three stages":
+            stages = [f"transform.steps={3 * steps}", f"finetune.steps={steps}"]
+        else:
+            stages = ["transform.steps=0", f"joint.steps={4 * steps}", "finetune.steps=0"]
+        return tokenizer_row(*trained_tokenizer(options, folder, [*fitted, *stages, "joint.learning_rate=1e-3"]))
+    if name.startswith("joint:"):
+        settings = [*taken_over, f"joint.steps={steps}", "joint.learning_rate=3e-4", "finetune.steps=0"]
+        if name == "joint: EMA codebooks":
+            original = train_tokenizer.train_quantized
+
+            def with_averages(run: TrainingRun, config: Any, stage: str, tokenizer: Tokenizer, *rest: Any) -> None:
+                if stage == "joint":
+                    tokenizer.quantizer.__class__ = AveragedCodebooks
+                    tokenizer.quantizer.start()  # type: ignore[operator]
+                original(run, config, stage, tokenizer, *rest)
+                tokenizer.quantizer.__class__ = ProductQuantizer
+
+            with mock.patch.object(train_tokenizer, "train_quantized", with_averages):
+                return tokenizer_row(*trained_tokenizer(options, folder, settings))
+        if name == "joint: fixed codebooks":
+            with mock.patch.object(train_tokenizer, "CODEBOOK_RATE", 0.0):
+                return tokenizer_row(*trained_tokenizer(options, folder, settings))
+        return tokenizer_row(*trained_tokenizer(options, folder, settings))
+    share = 0.2 if name == "finetune: nested" else 0.0
+    settings = [*taken_over, f"finetune.steps={steps}", "finetune.learning_rate=3e-4", f"nested_share={share}"]
+    tokenizer, held_out = trained_tokenizer(options, folder, settings)
+    halves = {f"psnr of {kept:.0%}": tokenizer_row(tokenizer, held_out, kept)["psnr"] for kept in (0.25, 0.5, 0.75)}
+    return {**tokenizer_row(tokenizer, held_out), **halves}
+
+
+CODEBOOKS = (
+    "joint: codebooks by gradient",
+    "joint: EMA codebooks",
+    "joint: fixed codebooks",
+    "finetune: nested",
+    "finetune: not nested",
+    "start: three stages",
+    "start: codebooks from the first step",
+)
+
+
+# Schedules
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One step: of `groups` groups the tokens of `group` are coded where `low` <= order < `high`. Groups before it are
+    known everywhere, those after it nowhere; if `positions_first`, both where their turn has come."""
+
+    groups: int
+    group: int
+    low: float
+    high: float
+    positions_first: bool = False
+
+    def masks(self, model: EntropyModel, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Known (M, h, w) bool and predicted (h, w) bool."""
+        first, last = bounds(model, self.groups, self.group)
+        here, now = order < self.low, (order >= self.low) & (order < self.high)
+        known = here.expand(model.num_subquantizers, -1, -1).clone()
+        known[:first] = here | now if self.positions_first else torch.ones_like(here)
+        if not self.positions_first:
+            known[last:] = False
+        return known, now
+
+
+def bounds(model: EntropyModel, groups: int, group: int) -> tuple[int, int]:
+    """First and last (exclusive) sub-quantizer of a group."""
+    m = model.num_subquantizers
+    return m * group // groups, m * (group + 1) // groups
+
+
+def quincunx_order(height: int, width: int) -> Tensor:
+    """Share of the positions known when a position's turn comes, in quincunx order: (height, width) in [0, 1)."""
+    return torch.tensor([0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2])[torch.from_numpy(quincunx_steps(height, width))]
+
+
+def low_discrepancy_order(height: int, width: int) -> Tensor:
+    """The same for an additive recurrence along both axes, whose every threshold leaves evenly spread positions."""
+    g = 1.32471795724474602596  # the plastic number: the two-dimensional golden ratio
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return (x / g + y / g**2).double() % 1.0
+
+
+QUINCUNX = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
+
+def power_law(steps: int) -> tuple[float, ...]:
+    """Cumulative shares (s / S)^2.2; Mentzer, Agustsson and Tschannen 2023, "M2T", arXiv:2304.07313, section 3."""
+    return tuple((s / steps) ** 2.2 for s in range(steps + 1))
+
+
+def schedule(shares: Sequence[Sequence[float]], *, positions_first: bool = False) -> list[Pattern]:
+    """Patterns for the cumulative shares of each group."""
+    return [
+        Pattern(len(shares), group, low, high, positions_first)
+        for group, of_group in enumerate(shares)
+        for low, high in pairwise(of_group)
+    ]
+
+
+SHIPPED = (QUINCUNX, (0.0, 0.5, 1.0), (0.0, 1.0))
+SCHEDULES: dict[str, tuple[Callable[[int, int], Tensor], list[Pattern]]] = {
+    "8 steps: groups of 5 + 2 + 1, quincunx": (quincunx_order, schedule(SHIPPED)),
+    "8 steps: groups of 5 + 2 + 1, low discrepancy": (low_discrepancy_order, schedule(SHIPPED)),
+    "8 steps: one group, low discrepancy, shares (s / 8)^2.2": (low_discrepancy_order, schedule([power_law(8)])),
+    "5 steps: one group, quincunx": (quincunx_order, schedule([QUINCUNX])),
+    "10 steps: groups of 5 + 5, quincunx": (quincunx_order, schedule([QUINCUNX] * 2)),
+    "15 steps: groups of 5 + 5 + 5, quincunx": (quincunx_order, schedule([QUINCUNX] * 3)),
+    "15 steps: the same, all groups of a position before the next": (
+        quincunx_order,
+        schedule([QUINCUNX] * 3, positions_first=True),
+    ),
+    "20 steps: groups of 5 + 5 + 5 + 5, quincunx": (quincunx_order, schedule([QUINCUNX] * 4)),
+}
+"""Name -> order of the positions, patterns. The first is the codec's."""
+
+
+def schedule_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
+    """Train the entropy model on for a schedule; bits saved against the static priors."""
+    make_order, patterns = SCHEDULES[name]
+    settings = [f"data.path={options.data}", f"run.output={folder}", f"tokenizer={options.tokenizer}"]
+    if options.cache is not None:
+        settings.append(f"data.cache={options.cache}")
+    config = load_config(EntropyTraining, options.recipes / "entropy.yaml", [*settings, *options.set])
+    stage = config.stage.model_copy(
+        update={"steps": options.steps or 150, "learning_rate": 3e-4, "warmup_steps": 20, "ema_decay": 0.98}
+    )
+    run = TrainingRun.open(config.run, None)
+    photos = open_photos(run, config.data)
+    tokenizer, _ = load_tokenizer(config.tokenizer)
+    quantizer = tokenizer.quantizer
+    model = EntropyModel.for_quantizer(config.model, quantizer)
+    model.load_state_dict(torch.load(options.entropy, weights_only=True))
+
+    def code_length(net: EntropyModel, tokens: Tensor, level: Tensor, chosen: Sequence[Pattern]) -> Tensor:
+        """Bits of the tokens of one group, a pattern for each sample."""
+        order = make_order(*tokens.shape[2:])
+        known, predicted = (torch.stack(m) for m in zip(*(p.masks(net, order) for p in chosen), strict=True))
+        first, last = bounds(net, chosen[0].groups, chosen[0].group)
+        hidden = net.hidden(net.features(tokens, known, level))[predicted]
+        logits = net.logits(hidden, level[:, None, None].expand_as(predicted)[predicted], first, last)
+        targets = tokens[:, first:last].permute(0, 2, 3, 1)[predicted]
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") / LOG2
+
+    @torch.no_grad()
+    def tokens_of(x: Tensor, w: Tensor | float) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return tokenizer.encode(x, w)
+
+    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        w = train_tokenizer.draw_w(quantizer, draws)
+        group = int(torch.rand((), generator=draws.generator) * patterns[0].groups)
+        of_group = [pattern for pattern in patterns if pattern.group == group]
+        which = torch.randint(len(of_group), (len(x),), generator=draws.generator).tolist()
+        tokens = tokens_of(x, w)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            bits = code_length(model, tokens, quantizer.level(w), [of_group[index] for index in which])
+        return {"loss": bits.mean()}
+
+    sets = {w: torch.cat([tokens_of(x, w) for x in photos.held_out[::2].split(8)]) for w in (0.2, 1.7, 15.0)}
+
+    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
+        row = {}
+        for w, tokens in sets.items():
+            level = quantizer.level(w)
+            static = float(quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
+            bits = 0.0
+            for part in tokens.split(8):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    for pattern in patterns:
+                        lengths = code_length(averaged, part, level.expand(len(part)), [pattern] * len(part))  # type: ignore[arg-type]
+                        bits += float(lengths.double().sum())
+            row[f"saved@{w:g}"] = 1 - bits / static
+        return row
+
+    slow = ("head.", "token_")
+    groups: list[Row] = [
+        {"params": [p for n, p in model.named_parameters() if not n.startswith(slow)]},
+        {"params": [p for n, p in model.named_parameters() if n.startswith(slow)], "lr": 0.1},
+    ]
+    untrained = validate(model.eval(), 0)
+    crops = photos.sampler.batch
+    fit(
+        run,
+        "schedule",
+        stage,
+        model.train(),
+        groups,
+        crops=lambda step, part: crops(step, stage.batch_size, part),
+        losses=losses,
+        validate=validate,
+    )
+    values = logged(folder / "log.csv")
+    return {"saved": {key: [untrained[key], values[f"validation/{key}"]] for key in untrained}}
+
+
+# All of them
+
+
+def tokenizer_config(options: argparse.Namespace, folder: Path, settings: list[str]) -> TokenizerTraining:
+    """The recipe with short stages."""
+    short = [f"data.path={options.data}", f"run.output={folder}", "transform.warmup_steps=50", "joint.warmup_steps=50"]
+    short += [f"{stage}.ema_decay=0.98" for stage in ("transform", "joint", "finetune")]
+    if options.cache is not None:
+        short.append(f"data.cache={options.cache}")
+    return load_config(TokenizerTraining, options.recipes / "tokenizer.yaml", [*short, *settings, *options.set])
+
+
+def logged(log: Path) -> dict[str, float]:
+    """Last value of everything in a log."""
+    with log.open(newline="", encoding="utf-8") as file:
+        return {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
+
+
+def table(family: str, rows: dict[str, Row]) -> list[str]:
+    """The rows as a Markdown table; rates against the first row, or the first of the same kind."""
+    if family == "schedules":
+        lines = ["| schedule | saved against static priors, w = 0.2 / 1.7 / 15 | before training on |", "|---|---|---|"]
+        for name, row in rows.items():
+            before, after = (" / ".join(f"{100 * pair[i]:.2f}" for pair in row["saved"].values()) for i in (0, 1))
+            lines.append(f"| {name} | {after} % | {before} % |")
+        return lines
+    lines = ["| variant | bpp | PSNR, dB | rate at equal PSNR |", "|---|---|---|---|"]
+    anchors: dict[str, Row] = {}
+    for name, row in rows.items():
+        anchor = anchors.setdefault(name.split(":")[0] if ":" in name else "", row)
+        percent = bd_rate(anchor["bpp"], anchor["psnr"], row["bpp"], row["psnr"]).percent
+        numbers = [" / ".join(f"{value:.{digits}f}" for value in row[key]) for key, digits in (("bpp", 3), ("psnr", 2))]
+        parts = {key: values for key, values in row.items() if key.startswith("psnr of")}
+        extra = "".join(f"; {key}: {' / '.join(f'{v:.2f}' for v in values)}" for key, values in parts.items())
+        change = "" if row is anchor or percent is None else f"{percent:+.1f} %"
+        lines.append(f"| {name} | {numbers[0]} | {numbers[1]}{extra} | {change} |")
+    return lines
+
+
+FAMILIES: dict[str, tuple[Sequence[str], Callable[[argparse.Namespace, str, Path], Row]]] = {
+    "transforms": (tuple(TRANSFORMS), transform_row),
+    "codebooks": (CODEBOOKS, codebook_row),
+    "schedules": (tuple(SCHEDULES), schedule_row),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the missing rows of a family and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("--data", type=Path, required=True, metavar="PHOTOS")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument("--cache", type=Path, help="decoded pixels, as data.cache")
+    parser.add_argument("--recipes", type=Path, default=ROOT / "recipes" / "small", help="folder with the two recipes")
+    parser.add_argument("--tokenizer", type=Path, help="trained tokenizer that codebooks and schedules start from")
+    parser.add_argument("--entropy", type=Path, help="float weights of its entropy model, for schedules")
+    parser.add_argument("--steps", type=int, help="of a training run [default: 600 transforms, 200, 150]")
+    parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these rows of the family, from 0")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="of the recipe; repeatable")
+    options = parser.parse_args(arguments)
+    names, make_row = FAMILIES[options.family]
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Row] = {}
+    for index, name in enumerate(names):
+        if options.rows is not None and index not in options.rows:
+            continue
+        path = options.output / f"{options.family}-{index}.json"
+        if not path.exists():
+            folder = options.output / f"{options.family}-{index}"
+            shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
+            row = {"name": name, **make_row(options, name, folder)}
+            path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+        rows[name] = json.loads(path.read_text(encoding="utf-8"))
+    lines = table(options.family, rows)
+    (options.output / f"{options.family}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
