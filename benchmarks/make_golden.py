@@ -1,11 +1,11 @@
 """Make the golden files that `pqmim selftest` and the tests decode.
 
-    python benchmarks/make_golden.py [--model small] [--force]
+    python benchmarks/make_golden.py [--force]
 
 Encodes the photo of the repository, and crops, odd sizes, a grey and a transparent picture made from it, at
-several qualities, a file cut short and one made to a size, and writes them with `golden.json` to
-`src/pqmim/golden`. To be run once for each shipped model: files that would change mean that the format or the
-model did, and are only overwritten with `--force`.
+several qualities, a file cut short and one made to a size, with every shipped model, and writes them with
+`golden.json` to `src/pqmim/golden`. To be run when a model is added: files that would change mean that the format
+or a model did, and are only overwritten with `--force`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from PIL import Image
 
 from pqmim import load_codec
 from pqmim.bitstream import truncate
+from pqmim.checkpoints import shipped_models
 from pqmim.selftest import GOLDEN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,26 +72,26 @@ def facts_of(data: bytes, model: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="small", help="shipped model")
     parser.add_argument("--force", action="store_true", help="overwrite files that differ")
     options = parser.parse_args()
 
-    codec = load_codec(options.model, device="cpu")
     with Image.open(ROOT / "examples" / "photo.png") as opened:
         photo = opened.convert("RGB")
     contents: dict[str, bytes] = {}
     golden: dict[str, dict[str, Any]] = {}
-    for name, (picture, quality) in pictures(photo).items():
-        png = io.BytesIO()
-        picture.save(png, "PNG")
-        contents[name] = codec.encode(png.getvalue(), quality=quality)
-        golden[name] = facts_of(contents[name], options.model)
-        print(f"{name}  {picture.width} x {picture.height}  {picture.mode}  {len(contents[name]):,} B")
-    contents["cut.pqm"] = truncate(contents["photo.pqm"], 1500)
-    contents["tiny.pqm"] = codec.encode(photo, target_bytes=200)
-    for name in ("cut.pqm", "tiny.pqm"):
-        golden[name] = facts_of(contents[name], options.model)
-        print(f"{name}  {len(contents[name]):,} B")
+    for model in shipped_models():
+        codec = load_codec(model.name, device="cpu")
+        files: dict[str, bytes] = {}
+        for name, (picture, quality) in pictures(photo).items():
+            png = io.BytesIO()
+            picture.save(png, "PNG")
+            files[name] = codec.encode(png.getvalue(), quality=quality)
+        files["cut.pqm"] = truncate(files["photo.pqm"], 1500)
+        files["tiny.pqm"] = codec.encode(photo, target_bytes=200)
+        for name, content in files.items():
+            path = f"{model.name}-{name}"
+            contents[path], golden[path] = content, facts_of(content, model.name)
+            print(f"{path}  {golden[path]['width']} x {golden[path]['height']}  {len(content):,} B")
     lines = [f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in golden.items()]
     contents["golden.json"] = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 

@@ -98,3 +98,15 @@ def test_the_correction_descends(transforms: TiledTransforms) -> None:
 
     step = transforms.correct(z_q, pixels) - z_q
     assert error(z_q + 0.25 * step) < error(z_q)
+
+
+def test_the_correction_in_bfloat16_is_about_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    corrected = {}
+    for is_fast in (False, True):
+        monkeypatch.setattr("pqmim.tiled_transforms.has_fast_bf16", lambda device, is_fast=is_fast: is_fast)
+        transforms = TiledTransforms(make_tiny_tokenizer().requires_grad_(False), CPU)
+        pixels = synthetic_photo(64, 64, 3)
+        z_q = transforms.analyze(pixels).round()
+        corrected[is_fast] = transforms.correct(z_q, pixels) - z_q
+    assert not torch.equal(corrected[True], corrected[False])
+    assert (corrected[True] - corrected[False]).square().mean() < 1e-3 * corrected[False].square().mean()
