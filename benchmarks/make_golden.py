@@ -1,11 +1,11 @@
 """Make the golden files that `pqmim selftest` and the tests decode.
 
-    python benchmarks/make_golden.py [--force]
+    python benchmarks/make_golden.py [--model small] [--force]
 
 Encodes the photo of the repository, and crops, odd sizes, a grey and a transparent picture made from it, at
-several qualities, a file cut short and one made to a size, with every shipped model, and writes them with
-`golden.json` to `src/pqmim/golden`. To be run when a model is added: files that would change mean that the format
-or a model did, and are only overwritten with `--force`.
+several qualities, a file cut short and one made to a size, and writes them with `golden.json` to
+`src/pqmim/golden`. To be run once for each shipped model, whose files it replaces: those that would change mean that
+the format, the model or the encoder did, and are only overwritten with `--force`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from PIL import Image
 
 from pqmim import load_codec
 from pqmim.bitstream import truncate
-from pqmim.checkpoints import shipped_models
-from pqmim.selftest import GOLDEN
+from pqmim.selftest import GOLDEN, read_golden
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,38 +71,38 @@ def facts_of(data: bytes, model: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="small", help="shipped model")
     parser.add_argument("--force", action="store_true", help="overwrite files that differ")
     options = parser.parse_args()
 
+    codec = load_codec(options.model, device="cpu")
     with Image.open(ROOT / "examples" / "photo.png") as opened:
         photo = opened.convert("RGB")
-    contents: dict[str, bytes] = {}
-    golden: dict[str, dict[str, Any]] = {}
-    for model in shipped_models():
-        codec = load_codec(model.name, device="cpu")
-        files: dict[str, bytes] = {}
-        for name, (picture, quality) in pictures(photo).items():
-            png = io.BytesIO()
-            picture.save(png, "PNG")
-            files[name] = codec.encode(png.getvalue(), quality=quality)
-        files["cut.pqm"] = truncate(files["photo.pqm"], 1500)
-        files["tiny.pqm"] = codec.encode(photo, target_bytes=200)
-        for name, content in files.items():
-            path = f"{model.name}-{name}"
-            contents[path], golden[path] = content, facts_of(content, model.name)
-            print(f"{path}  {golden[path]['width']} x {golden[path]['height']}  {len(content):,} B")
-    lines = [f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in golden.items()]
-    contents["golden.json"] = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    files: dict[str, bytes] = {}
+    for name, (picture, quality) in pictures(photo).items():
+        png = io.BytesIO()
+        picture.save(png, "PNG")
+        files[name] = codec.encode(png.getvalue(), quality=quality)
+    files["cut.pqm"] = truncate(files["photo.pqm"], 1500)
+    files["tiny.pqm"] = codec.encode(photo, target_bytes=200)
 
-    existing = {path.name: path.read_bytes() for path in GOLDEN.glob("*")}
-    changed = sorted(name for name in existing if existing[name] != contents.get(name))
+    golden = read_golden()
+    contents: dict[str, bytes] = {}
+    for name, content in files.items():
+        path = f"{options.model}-{name}"
+        contents[path], golden[path] = content, facts_of(content, options.model)
+        print(f"{path}  {golden[path]['width']} x {golden[path]['height']}  {len(content):,} B")
+    changed = [
+        path
+        for path, content in contents.items()
+        if (GOLDEN / path).exists() and (GOLDEN / path).read_bytes() != content
+    ]
     if changed and not options.force:
         sys.exit(f"{', '.join(changed)} would change; --force overwrites")
-    GOLDEN.mkdir(exist_ok=True)
-    for name in changed:
-        (GOLDEN / name).unlink()
-    for name, content in contents.items():
-        (GOLDEN / name).write_bytes(content)
+    for path, content in contents.items():
+        (GOLDEN / path).write_bytes(content)
+    lines = [f"{json.dumps(path)}: {json.dumps(facts)}" for path, facts in sorted(golden.items())]
+    (GOLDEN / "golden.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
