@@ -4,11 +4,15 @@
     python benchmarks/design_rows.py codebooks  --data PHOTOS -o OUT --tokenizer tokenizer.safetensors
     python benchmarks/design_rows.py schedules  --data PHOTOS -o OUT --tokenizer tokenizer.safetensors \
         --entropy entropy_model_float.pt
+    python benchmarks/design_rows.py stages     --data PHOTOS -o OUT --before stage2.safetensors \
+        --tokenizer tokenizer.safetensors --entropy entropy_model_float.pt
 
 `transforms` trains the first stage from its start with other blocks or another scale of the latent. `codebooks`
 compares ways to learn the codebooks, and nested with plain fine-tuning. `schedules` trains the entropy model on for
 other orders and step counts; since it starts from weights that know one order, what another one loses is an upper
-bound. Numbers are from the photos held out of training. A finished row is not made again after an interruption.
+bound. `stages` trains nothing: it says what each stage of a finished model gave, from its tokenizer before (`--before`)
+and after the last one. Numbers are from the photos held out of training. A finished row is not made again after an
+interruption.
 """
 
 from __future__ import annotations
@@ -39,16 +43,13 @@ from pqmim.metrics import bd_rate
 from pqmim.quantizer import LOG2, ProductQuantizer
 from pqmim.schedule import quincunx_steps
 from pqmim.tokenizer import Tokenizer
-from pqmim.training_run import Draws, TrainingRun, fit, open_photos
+from pqmim.training_run import Draws, Photos, TrainingRun, fit, open_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = 20.0
 """Latent unit of the recipes, grey levels."""
 GREY_STEPS = (30.0, 50.0, 80.0, 120.0, 180.0)
 """Quantization steps at which transforms are validated, grey levels of an orthonormal basis function."""
-TRADE_OFFS = (0.2, 0.6, 1.7, 5.0, 15.0)
-"""w at which tokenizers are validated, squared latent units per bit."""
-
 Row = dict[str, Any]
 
 
@@ -216,12 +217,21 @@ def trained_tokenizer(options: argparse.Namespace, folder: Path, settings: list[
     return tokenizer, photos.held_out
 
 
+def trade_offs(quantizer: ProductQuantizer) -> list[float]:
+    """What to ask for to have each level applied at the w that it was made for."""
+    return [quantizer.asking_for(w) for w in quantizer.level_log_w.exp().tolist()]
+
+
 @torch.no_grad()
 def tokenizer_row(tokenizer: Tokenizer, held_out: Tensor, kept: float = 1.0) -> Row:
-    """bpp under the static priors and PSNR; `kept` is the share of leading sub-quantizers that is decoded."""
+    """bpp under the static priors and PSNR, each level at the trade-off that it was made for.
+
+    Args:
+        kept: share of the leading sub-quantizers that is decoded.
+    """
     quantizer, row = tokenizer.quantizer, Row(bpp=[], psnr=[])
     known = (torch.arange(quantizer.num_subquantizers) < kept * quantizer.num_subquantizers)[None, :, None, None]
-    for w in TRADE_OFFS:
+    for w in trade_offs(quantizer):
         level, bits, errors = quantizer.level(w), 0.0, []
         for x in held_out.split(8):
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -438,6 +448,58 @@ def schedule_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
     return {"saved": {key: [untrained[key], values[f"validation/{key}"]] for key in untrained}}
 
 
+# Stages
+
+
+STAGES = (
+    "transforms: rounding, factorized density",
+    "+ codebooks, static priors",
+    "+ fine-tuned synthesis",
+    "+ masked model",
+)
+
+
+def stage_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
+    """A model at the end of one of its stages, on the held-out photos."""
+    config = tokenizer_config(options, folder, [])
+    run = TrainingRun.open(config.run, None)
+    photos = open_photos(run, config.data)
+    tokenizer, _ = load_tokenizer(options.before if name in STAGES[:2] else options.tokenizer)
+    if name == STAGES[0]:
+        return scalar_row(config, run, tokenizer, photos)
+    row = tokenizer_row(tokenizer, photos.held_out)
+    if name == STAGES[3]:
+        settings = [f"data.path={options.data}", f"run.output={folder}", f"tokenizer={options.tokenizer}"]
+        recipe = load_config(EntropyTraining, options.recipes / "entropy.yaml", [*settings, *options.set])
+        model = EntropyModel.for_quantizer(recipe.model, tokenizer.quantizer).eval()
+        model.load_state_dict(torch.load(options.entropy, weights_only=True))
+        for index, w in enumerate(trade_offs(tokenizer.quantizer)):
+            level, bits = tokenizer.quantizer.level(w), 0.0
+            for x in photos.held_out.split(8):
+                with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+                    bits += model.schedule_bits(tokenizer.encode(x, w), level.expand(len(x)), simulate=True)
+            row["bpp"][index] = bits / (photos.held_out[:, 0].numel())
+    return row
+
+
+def scalar_row(config: TokenizerTraining, run: TrainingRun, tokenizer: Tokenizer, photos: Photos) -> Row:
+    """Rounded latents under a factorized density that is fitted to them."""
+    transform = train_tokenizer.TransformStage(tokenizer).eval()
+    density = train_tokenizer.fit_density(config, transform, photos.sampler, run)
+    transform.density.load_state_dict(density.state_dict())
+    row = Row(bpp=[], psnr=[])
+    for step in GREY_STEPS:
+        rates, errors = [], []
+        for x in photos.held_out.split(8):
+            with torch.no_grad():
+                bpp, mse = transform(x, torch.full((len(x), 1, 1, 1), step / UNIT), None, True)
+            rates.append(bpp)
+            errors.append(mse)
+        row["bpp"].append(float(torch.cat(rates).mean()))
+        row["psnr"].append(mean_psnr(torch.cat(errors)))
+    return row
+
+
 # All of them
 
 
@@ -467,7 +529,8 @@ def table(family: str, rows: dict[str, Row]) -> list[str]:
     lines = ["| variant | bpp | PSNR, dB | rate at equal PSNR |", "|---|---|---|---|"]
     anchors: dict[str, Row] = {}
     for name, row in rows.items():
-        anchor = anchors.setdefault(name.split(":")[0] if ":" in name else "", row)
+        kind = name.split(":")[0] if family == "codebooks" else ""
+        anchor = anchors.setdefault(kind, row)
         percent = bd_rate(anchor["bpp"], anchor["psnr"], row["bpp"], row["psnr"]).percent
         numbers = [" / ".join(f"{value:.{digits}f}" for value in row[key]) for key, digits in (("bpp", 3), ("psnr", 2))]
         parts = {key: values for key, values in row.items() if key.startswith("psnr of")}
@@ -481,6 +544,7 @@ FAMILIES: dict[str, tuple[Sequence[str], Callable[[argparse.Namespace, str, Path
     "transforms": (tuple(TRANSFORMS), transform_row),
     "codebooks": (CODEBOOKS, codebook_row),
     "schedules": (tuple(SCHEDULES), schedule_row),
+    "stages": (STAGES, stage_row),
 }
 
 
@@ -493,7 +557,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, help="decoded pixels, as data.cache")
     parser.add_argument("--recipes", type=Path, default=ROOT / "recipes" / "small", help="folder with the two recipes")
     parser.add_argument("--tokenizer", type=Path, help="trained tokenizer that codebooks and schedules start from")
-    parser.add_argument("--entropy", type=Path, help="float weights of its entropy model, for schedules")
+    parser.add_argument("--entropy", type=Path, help="float weights of its entropy model, for schedules and stages")
+    parser.add_argument("--before", type=Path, help="the tokenizer before its last stage, for stages")
     parser.add_argument("--steps", type=int, help="of a training run [default: 600 transforms, 200, 150]")
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these rows of the family, from 0")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="of the recipe; repeatable")

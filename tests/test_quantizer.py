@@ -89,6 +89,14 @@ def test_choice_against_brute_force(quantizer: ProductQuantizer, w: float) -> No
         assert torch.equal(mixed[b : b + 1], brute_force(quantizer, z[b : b + 1], w, level))
 
 
+def test_choice_is_as_exact_inside_autocast(quantizer: ProductQuantizer) -> None:
+    z = 20 * torch.randn(2, quantizer.num_channels, 9, 7, generator=torch.Generator().manual_seed(4))
+    level = torch.zeros(2, dtype=torch.int64)
+    expected = quantizer.assign(z, 0.5, level)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.assign(z, 0.5, level), expected)
+
+
 def test_choice_with_a_trade_off_per_sample(quantizer: ProductQuantizer) -> None:
     z = torch.randn(3, 10, 2, 5, generator=torch.Generator().manual_seed(2))
     ws, levels = [0.01, 0.5, 3.0], torch.tensor([0, 2, 5])

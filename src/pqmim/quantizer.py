@@ -187,7 +187,8 @@ class ProductQuantizer(nn.Module):
         run = self.runs()[m]
         values, codewords = columns[..., run], self.codebook[level][..., run]
         squares = values.square().sum(2, keepdim=True) + codewords.square().sum(2)[:, None]
-        return torch.baddbmm(squares, values, codewords.transpose(1, 2), alpha=-2)
+        with torch.autocast(columns.device.type, enabled=False):  # a small difference of large numbers
+            return torch.baddbmm(squares, values.float(), codewords.transpose(1, 2), alpha=-2)
 
     @torch.no_grad()
     def assign(self, z: Tensor, w: Tensor | float, level: Tensor) -> Tensor:
