@@ -183,6 +183,8 @@ class AveragedCodebooks(ProductQuantizer):
     """Vectors that a level remembers."""
 
     def start(self) -> None:
+        """Begin to follow, from the codewords and priors at hand."""
+        self.train()
         with torch.no_grad():
             self.counts = self.prior_logits.softmax(2) * self.MEMORY
             self.sums = [self.codebook[:, :, run] * self.counts[:, m, :, None] for m, run in enumerate(self.runs())]
