@@ -18,7 +18,6 @@ interruption.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training_throughput import last_values
 
 from pqmim import train_tokenizer
 from pqmim.autoencoder import ResidualBlock
@@ -40,8 +40,8 @@ from pqmim.entropy_model import EntropyModel
 from pqmim.layers import WindowPartition
 from pqmim.losses import mean_psnr, mean_squared_error
 from pqmim.metrics import bd_rate
-from pqmim.quantizer import LOG2, ProductQuantizer
-from pqmim.schedule import quincunx_steps
+from pqmim.quantizer import ProductQuantizer
+from pqmim.schedule import Schedule, quincunx_steps
 from pqmim.tokenizer import Tokenizer
 from pqmim.training_run import Draws, Photos, TrainingRun, fit, open_photos
 
@@ -101,10 +101,8 @@ class AttentionBlock(nn.Module):
         self.shifted = shifted
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
         self.query_key_value, self.join = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        self.expand, self.project = (
-            nn.Linear(channels, self.HIDDEN * channels),
-            nn.Linear(self.HIDDEN * channels, channels),
-        )
+        hidden = self.HIDDEN * channels
+        self.expand, self.project = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
         self.bias = nn.Parameter(torch.zeros(channels // self.HEAD_WIDTH, self.WINDOW**2, self.WINDOW**2))
         for layer in (self.join, self.project):
             nn.init.zeros_(layer.weight)
@@ -164,7 +162,7 @@ def transform_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
     steps = tuple(step / config.model.autoencoder.latent_unit for step in GREY_STEPS)
     with mock.patch.object(train_tokenizer, "VALIDATION_STEPS", steps):
         train_tokenizer.train_transform(run, config, transform, photos.sampler, photos.held_out)
-    values = logged(folder / "log.csv")
+    values = last_values(folder / "log.csv")["transform"]
     return {
         "bpp": [values[f"validation/bpp@{step:g}"] for step in steps],
         "psnr": [values[f"validation/psnr@{step:g}"] for step in steps],
@@ -308,21 +306,15 @@ class Pattern:
     high: float
     positions_first: bool = False
 
-    def masks(self, model: EntropyModel, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Known (M, h, w) bool and predicted (h, w) bool."""
-        first, last = bounds(model, self.groups, self.group)
+    def masks(self, schedule: Schedule, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Known (M, h, w) bool and predicted (h, w) bool; of `schedule` only the groups count."""
+        first, last = schedule.group_bounds(self.group)
         here, now = order < self.low, (order >= self.low) & (order < self.high)
-        known = here.expand(model.num_subquantizers, -1, -1).clone()
+        known = here.expand(schedule.num_subquantizers, -1, -1).clone()
         known[:first] = here | now if self.positions_first else torch.ones_like(here)
         if not self.positions_first:
             known[last:] = False
         return known, now
-
-
-def bounds(model: EntropyModel, groups: int, group: int) -> tuple[int, int]:
-    """First and last (exclusive) sub-quantizer of a group."""
-    m = model.num_subquantizers
-    return m * group // groups, m * (group + 1) // groups
 
 
 def quincunx_order(height: int, width: int) -> Tensor:
@@ -387,16 +379,13 @@ def schedule_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
     quantizer = tokenizer.quantizer
     model = EntropyModel.for_quantizer(config.model, quantizer)
     model.load_state_dict(torch.load(options.entropy, weights_only=True))
+    model.schedule = Schedule(model.num_subquantizers, (1,) * patterns[0].groups)
 
     def code_length(net: EntropyModel, tokens: Tensor, level: Tensor, chosen: Sequence[Pattern]) -> Tensor:
         """Bits of the tokens of one group, a pattern for each sample."""
         order = make_order(*tokens.shape[2:])
-        known, predicted = (torch.stack(m) for m in zip(*(p.masks(net, order) for p in chosen), strict=True))
-        first, last = bounds(net, chosen[0].groups, chosen[0].group)
-        hidden = net.hidden(net.features(tokens, known, level))[predicted]
-        logits = net.logits(hidden, level[:, None, None].expand_as(predicted)[predicted], first, last)
-        targets = tokens[:, first:last].permute(0, 2, 3, 1)[predicted]
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") / LOG2
+        known, predicted = (torch.stack(m) for m in zip(*(p.masks(net.schedule, order) for p in chosen), strict=True))
+        return net.code_length(tokens, known, predicted, level, chosen[0].group)
 
     @torch.no_grad()
     def tokens_of(x: Tensor, w: Tensor | float) -> Tensor:
@@ -446,7 +435,7 @@ def schedule_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
         losses=losses,
         validate=validate,
     )
-    values = logged(folder / "log.csv")
+    values = last_values(folder / "log.csv")["schedule"]
     return {"saved": {key: [untrained[key], values[f"validation/{key}"]] for key in untrained}}
 
 
@@ -512,12 +501,6 @@ def tokenizer_config(options: argparse.Namespace, folder: Path, settings: list[s
     if options.cache is not None:
         short.append(f"data.cache={options.cache}")
     return load_config(TokenizerTraining, options.recipes / "tokenizer.yaml", [*short, *settings, *options.set])
-
-
-def logged(log: Path) -> dict[str, float]:
-    """Last value of everything in a log."""
-    with log.open(newline="", encoding="utf-8") as file:
-        return {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
 
 
 def table(family: str, rows: dict[str, Row]) -> list[str]:
