@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from pqmim import batch
 from pqmim._version import __version__
 from pqmim.bitstream import parse, smallest_size
-from pqmim.cli import FillChoice, TuneChoice, app
+from pqmim.cli import FillChoice, TuneChoice, app, main
 from pqmim.encoder import Tune
 from pqmim.errors import OutputError
 from pqmim.fill import Fill
@@ -67,6 +67,19 @@ def pixels(path: str | Path) -> np.ndarray:
 
 def files_below(folder: str) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("chosen", [None, "active"])
+def test_threads_do_not_spin_unless_the_user_says_so(chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pqmim", "--version"])
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, chosen or "")
+        if chosen is None:
+            monkeypatch.delenv(name)
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "passive")
+    assert os.environ["GOMP_SPINCOUNT"] == (chosen or "0")
 
 
 def test_encode_and_decode_a_file(pqmim: Pqmim) -> None:

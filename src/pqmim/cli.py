@@ -142,6 +142,10 @@ Verbose = Annotated[
 
 def main() -> None:
     """Entry point of the `pqmim` command."""
+    # Threads that spin while they wait slow each other down tenfold where another process wants the same cores. OpenMP
+    # reads these when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     app(prog_name="pqmim")
 
 
