@@ -32,18 +32,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from training_throughput import last_values
 
-from pqmim import train_tokenizer
-from pqmim.autoencoder import ResidualBlock
 from pqmim.checkpoints import load_tokenizer
 from pqmim.config import EntropyTraining, TokenizerTraining, load_config
-from pqmim.entropy_model import EntropyModel
-from pqmim.layers import WindowPartition
-from pqmim.losses import mean_psnr, mean_squared_error
-from pqmim.metrics import bd_rate
-from pqmim.quantizer import ProductQuantizer
+from pqmim.evaluation.metrics import bd_rate
 from pqmim.schedule import Schedule, quincunx_steps
-from pqmim.tokenizer import Tokenizer
-from pqmim.training_run import Draws, Photos, TrainingRun, fit, open_photos
+from pqmim.training import train_tokenizer
+from pqmim.training.autoencoder import ResidualBlock
+from pqmim.training.entropy_model import EntropyModel
+from pqmim.training.layers import WindowPartition
+from pqmim.training.losses import mean_psnr, mean_squared_error
+from pqmim.training.tokenizer import Tokenizer
+from pqmim.training.trainable_quantizer import TrainableQuantizer
+from pqmim.training.training_run import Draws, Photos, TrainingRun, fit, open_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = 20.0
@@ -173,7 +173,7 @@ def transform_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
 # Codebooks
 
 
-class AveragedCodebooks(ProductQuantizer):
+class AveragedCodebooks(TrainableQuantizer):
     """Codewords and priors that follow the mean of what is assigned to them (EMA codebooks: van den Oord et al. 2017,
     arXiv:1711.00937, appendix A.1), where a level forgets a share of what it has seen for each new vector."""
 
@@ -217,7 +217,7 @@ def trained_tokenizer(options: argparse.Namespace, folder: Path, settings: list[
     return tokenizer, photos.held_out
 
 
-def trade_offs(quantizer: ProductQuantizer) -> list[float]:
+def trade_offs(quantizer: TrainableQuantizer) -> list[float]:
     """What to ask for to have each level applied at the w that it was made for."""
     return [quantizer.asking_for(w) for w in quantizer.level_log_w.exp().tolist()]
 
@@ -266,7 +266,7 @@ def codebook_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
                     tokenizer.quantizer.__class__ = AveragedCodebooks
                     tokenizer.quantizer.start()  # type: ignore[operator]
                 original(run, config, stage, tokenizer, *rest)
-                tokenizer.quantizer.__class__ = ProductQuantizer
+                tokenizer.quantizer.__class__ = TrainableQuantizer
 
             with mock.patch.object(train_tokenizer, "train_quantized", with_averages):
                 return tokenizer_row(*trained_tokenizer(options, folder, settings))

@@ -28,20 +28,20 @@ from torch import Tensor
 from pqmim import encoder
 from pqmim.codec import Codec, EncodeOptions
 from pqmim.encoder import DEFAULT_EFFORT, MAX_EFFORT, Tune
-from pqmim.evaluate import bd_rates
-from pqmim.metrics import BdRate
-from pqmim.quantizer import ProductQuantizer
+from pqmim.evaluation.evaluate import bd_rates
+from pqmim.evaluation.metrics import BdRate
 from pqmim.token_coding import Budget, RateDistortionChoice
+from pqmim.training.trainable_quantizer import TrainableQuantizer
 
 MAX_PERCENT = 1000.0
 """A larger BD-rate says nothing."""
 
-MakeChoice = Callable[[ProductQuantizer, Tensor, Tensor, int, Budget | None], RateDistortionChoice]
+MakeChoice = Callable[[TrainableQuantizer, Tensor, Tensor, int, Budget | None], RateDistortionChoice]
 """Arguments of `RateDistortionChoice`; no file here has a budget."""
 
 
 def nearest(
-    quantizer: ProductQuantizer, z: Tensor, w: Tensor, level: int, budget: Budget | None
+    quantizer: TrainableQuantizer, z: Tensor, w: Tensor, level: int, budget: Budget | None
 ) -> RateDistortionChoice:
     """Choose by distance alone."""
     return RateDistortionChoice(quantizer, z, 0.0, level)

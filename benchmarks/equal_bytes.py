@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import pqmim
 from pqmim.codec import Codec
-from pqmim.metrics import psnr_rgb
+from pqmim.evaluation.metrics import psnr_rgb
 
 ROOT = Path(__file__).parents[1]
 CODECS: dict[str, dict[str, object]] = {

@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 from pqmim.codec import Codec, EncodeOptions, FillOptions
-from pqmim.evaluate import PqmimCodec, find_images
+from pqmim.evaluation.evaluate import PqmimCodec, find_images
+from pqmim.evaluation.metrics import ms_ssim_rgb, psnr_rgb
 from pqmim.fill import Fill
-from pqmim.metrics import ms_ssim_rgb, psnr_rgb
 
 QUALITIES = (30.0, 60.0)
 KEPT = (0.2, 0.4, 0.6, 0.8, 1.0)

@@ -15,9 +15,9 @@ import numpy as np
 
 from pqmim import __version__
 from pqmim.codec import load_codec
-from pqmim.evaluate import Curve, find_images
+from pqmim.evaluation.evaluate import Curve, find_images
+from pqmim.evaluation.metrics import Pixels, compute_metric
 from pqmim.image_io import load_picture
-from pqmim.metrics import Pixels, compute_metric
 
 PSNR, MS_SSIM = "psnr-rgb", "ms-ssim-rgb"
 

@@ -24,8 +24,8 @@ from pqmim import load_codec
 from pqmim.bitstream import parse
 from pqmim.codec import Codec, EncodeOptions
 from pqmim.encoder import DEFAULT_EFFORT
-from pqmim.entropy_model import EntropyModel
 from pqmim.range_coding import PRECISION, TokenReader, TokenWriter
+from pqmim.training.entropy_model import EntropyModel
 
 
 def timed(seconds: dict[str, float], part: str, function: Callable[..., Any]) -> Callable[..., Any]:

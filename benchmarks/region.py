@@ -21,7 +21,7 @@ from rich.progress import track
 from pqmim import bitstream
 from pqmim.codec import EncodeOptions
 from pqmim.encoder import Region
-from pqmim.metrics import Pixels, psnr_rgb
+from pqmim.evaluation.metrics import Pixels, psnr_rgb
 
 
 def central_region(pixels: Pixels, weight: float) -> Region:

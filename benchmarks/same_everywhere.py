@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from pqmim.codec import load_codec
-from pqmim.evaluate import find_images
+from pqmim.evaluation.evaluate import find_images
 
 
 def main() -> int:

@@ -40,9 +40,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pqmim.codec import EncodeOptions
 from pqmim.encoder import Tune
-from pqmim.evaluate import PqmimCodec, find_images
-from pqmim.metrics import METRICS, Pixels, compute_metric, metric_keys, missing_metric, ms_ssim_rgb, psnr_rgb
-from pqmim.reference_codecs import ImageCodec, PillowCodec, reference_codec
+from pqmim.evaluation.evaluate import PqmimCodec, find_images
+from pqmim.evaluation.metrics import METRICS, Pixels, compute_metric, metric_keys, missing_metric, ms_ssim_rgb, psnr_rgb
+from pqmim.evaluation.reference_codecs import ImageCodec, PillowCodec, reference_codec
 
 BUDGETS = (100, 150, 200, 300, 500)
 """Bytes on disk."""

@@ -24,12 +24,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pqmim import train_entropy_model, train_tokenizer
 from pqmim.codec import resolve_device
 from pqmim.config import EntropyTraining, TokenizerConfig, TokenizerTraining, load_config
-from pqmim.entropy_model import EntropyModel
-from pqmim.throughput import matmul_rate, peak_rate
-from pqmim.tokenizer import Tokenizer
+from pqmim.training import train_entropy_model, train_tokenizer
+from pqmim.training.entropy_model import EntropyModel
+from pqmim.training.throughput import matmul_rate, peak_rate
+from pqmim.training.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 

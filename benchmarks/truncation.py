@@ -28,9 +28,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from pqmim import bitstream
-from pqmim.evaluate import bd_rates
+from pqmim.evaluation.evaluate import bd_rates
+from pqmim.evaluation.metrics import psnr_rgb
 from pqmim.image_io import load_picture
-from pqmim.metrics import psnr_rgb
 
 ROOT = Path(__file__).resolve().parents[1]
 STRIP_SHARES = (5.0, 10.0, 20.0, 40.0, 100.0)

@@ -20,9 +20,9 @@ from pqmim.config import (
     QuantizerConfig,
     TokenizerConfig,
 )
-from pqmim.entropy_model import EntropyModel
-from pqmim.quantizer import ProductQuantizer, fit_codebook, order_channels
-from pqmim.tokenizer import Tokenizer
+from pqmim.training.entropy_model import EntropyModel
+from pqmim.training.tokenizer import Tokenizer
+from pqmim.training.trainable_quantizer import TrainableQuantizer, fit_codebook, order_channels
 
 TINY_TOKENIZER = TokenizerConfig(
     autoencoder=AutoencoderConfig(latent_channels=12, channels=(8, 8, 16), blocks=(1, 0, 1)),
@@ -65,7 +65,7 @@ def make_tiny_tokenizer(seed: int = 0) -> Tokenizer:
         values = z.permute(0, 2, 3, 1).flatten(0, 2)
         sizes = TINY_TOKENIZER.quantizer
         order, boundaries = order_channels(values.var(0).log1p(), sizes.num_subquantizers, 0.0)
-        quantizer = ProductQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
+        quantizer = TrainableQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
         quantizer.order.copy_(order)
         quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
         quantizer.default.copy_(values.mean(0))

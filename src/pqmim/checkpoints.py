@@ -23,8 +23,8 @@ from pqmim.errors import ModelError, ModelMismatchError, OutputError
 if TYPE_CHECKING:  # the table of models is read without torch
     from torch import Tensor
 
-    from pqmim.entropy_model import EntropyModel
-    from pqmim.tokenizer import Tokenizer
+    from pqmim.training.entropy_model import EntropyModel
+    from pqmim.training.tokenizer import Tokenizer
 
 FORMAT = "pqmim model 1"
 MODEL_FILE = "model.safetensors"
@@ -154,7 +154,7 @@ def _tokenizer_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
 def _build_tokenizer(config: TokenizerConfig, tensors: dict[str, Tensor], path: Path) -> Tokenizer:
     import torch
 
-    from pqmim.tokenizer import Tokenizer
+    from pqmim.training.tokenizer import Tokenizer
 
     prefix = "tokenizer."
     state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

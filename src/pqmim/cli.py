@@ -43,10 +43,10 @@ from pqmim.errors import LimitError, ModelError, ModelMismatchError, PqmimError,
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pqmim.benchmark import Benchmark
     from pqmim.codec import Codec, DecodedImage, EncodeOptions, FillOptions
     from pqmim.encoder import Region
-    from pqmim.evaluate import Evaluation, EvaluationOptions, PqmimCodec
+    from pqmim.evaluation.benchmark import Benchmark
+    from pqmim.evaluation.evaluate import Evaluation, EvaluationOptions, PqmimCodec
 
 DEFAULT_MODEL = "small"
 DEFAULT_QUALITY = 50.0
@@ -531,7 +531,7 @@ def gallery(
     codecs = _Codecs(model, device, reporter)
     with _one_line_errors(reporter):
         check_target(output, force=force)
-        from pqmim.gallery import GalleryOptions, Strip, gallery_page, make_strip
+        from pqmim.evaluation.gallery import GalleryOptions, Strip, gallery_page, make_strip
 
         options = GalleryOptions(shares, quality, filling, max_pixels)
         strips: list[Strip] = []
@@ -632,8 +632,8 @@ def evaluate(
     reporter = Reporter(quiet=quiet, verbosity=verbose)
     is_quiet = quiet or not sys.stdout.isatty()
     with _one_line_errors(reporter):
-        from pqmim.evaluate import EvaluationOptions, parse_qualities, run_evaluation
-        from pqmim.reference_codecs import reference_codecs
+        from pqmim.evaluation.evaluate import EvaluationOptions, parse_qualities, run_evaluation
+        from pqmim.evaluation.reference_codecs import reference_codecs
 
         references = reference_codecs(_names(reference))
         own = _own_codecs(models, device, has_references=bool(references))
@@ -678,9 +678,9 @@ def bench(
     reporter = Reporter(quiet=quiet, verbosity=verbose)
     side_lengths, thread_counts = (_whole_numbers(text) for text in (sizes, threads))
     with _one_line_errors(reporter):
-        from pqmim.benchmark import BenchmarkOptions, pqmim_factory, reference_factory, run_benchmark
-        from pqmim.reference_codecs import reference_codecs
-        from pqmim.report import write_benchmark_figures
+        from pqmim.evaluation.benchmark import BenchmarkOptions, pqmim_factory, reference_factory, run_benchmark
+        from pqmim.evaluation.reference_codecs import reference_codecs
+        from pqmim.evaluation.report import write_benchmark_figures
 
         references = [codec.name for codec in reference_codecs(_names(reference))]
         own = _own_codecs(models, device, has_references=bool(references))
@@ -730,7 +730,7 @@ def train_tokenizer(
         from pqmim.config import TokenizerTraining, load_config
 
         config = load_config(TokenizerTraining, recipe, _with_limit(overrides, max_minutes))
-        from pqmim.train_tokenizer import train
+        from pqmim.training.train_tokenizer import train
 
         _train(lambda: train(config, resume=resume))
 
@@ -748,7 +748,7 @@ def train_entropy(
         from pqmim.config import EntropyTraining, load_config
 
         config = load_config(EntropyTraining, recipe, _with_limit(overrides, max_minutes))
-        from pqmim.train_entropy_model import train
+        from pqmim.training.train_entropy_model import train
 
         _train(lambda: train(config, resume=resume))
 
@@ -760,7 +760,7 @@ def _with_limit(overrides: list[str] | None, max_minutes: float | None) -> list[
 
 def _train(train: Callable[[], Path]) -> None:
     """Say what was written, or that the run ended at its time limit, which is no error."""
-    from pqmim.training_run import TimeIsUp
+    from pqmim.training.training_run import TimeIsUp
 
     try:
         message = str(train())
@@ -784,7 +784,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 def _own_codecs(models: list[str] | None, device: Device, *, has_references: bool) -> list[PqmimCodec]:
     """Return the pqmim models to measure, after a look whether they can be loaded."""
-    from pqmim.evaluate import PqmimCodec
+    from pqmim.evaluation.evaluate import PqmimCodec
 
     names = models or ([] if has_references else [DEFAULT_MODEL])
     codecs = [PqmimCodec(name, device.value) for name in names]
@@ -795,7 +795,7 @@ def _own_codecs(models: list[str] | None, device: Device, *, has_references: boo
 
 def _print_evaluation(evaluation: Evaluation, anchor: str | None, reporter: Reporter) -> None:
     """Print BD-rates, and what could not be measured."""
-    from pqmim.report import bd_rate_table
+    from pqmim.evaluation.report import bd_rate_table
 
     for key in BD_RATE_METRICS:
         if not reporter.quiet and any(key in curve.metrics for curve in evaluation.curves):
@@ -806,7 +806,7 @@ def _print_evaluation(evaluation: Evaluation, anchor: str | None, reporter: Repo
 
 def _write_report(evaluation: Evaluation, options: EvaluationOptions, anchor: str | None) -> None:
     """Write the page and the figures into the folder of the evaluation."""
-    from pqmim.report import ReportOptions, write_figures, write_report
+    from pqmim.evaluation.report import ReportOptions, write_figures, write_report
 
     if any("psnr-rgb" in curve.metrics for curve in evaluation.curves):
         page = ReportOptions(
@@ -822,7 +822,7 @@ def _write_report(evaluation: Evaluation, options: EvaluationOptions, anchor: st
 
 def _run_ablation(dataset: Path, output: Path, models: list[str], device: Device, *, is_quiet: bool) -> None:
     """Write and print the table of where the bits go."""
-    from pqmim.ablation import AblationOptions, ablation_table, run_ablation, variants_of
+    from pqmim.evaluation.ablation import AblationOptions, ablation_table, run_ablation, variants_of
 
     variants = tuple(variant for model in models for variant in variants_of(model, device.value))
     typer.echo(ablation_table(run_ablation(AblationOptions(dataset, output, variants, is_quiet=is_quiet))))

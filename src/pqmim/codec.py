@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from pqmim import bitstream, rate_control
-from pqmim.autoencoder import STRIDE
 from pqmim.bitstream import SCALES, Container
 from pqmim.checkpoints import LoadedModel, find_model, load_model, shipped_models
 from pqmim.config import QualityRange
@@ -44,7 +43,8 @@ from pqmim.image_io import (
 from pqmim.range_coding import PrefixReader, TokenReader, TokenWriter
 from pqmim.tiled_transforms import TiledTransforms
 from pqmim.token_coding import GivenTokens, TokenGrid, bits_table, code_tokens
-from pqmim.tokenizer import Tokenizer
+from pqmim.training.autoencoder import STRIDE
+from pqmim.training.tokenizer import Tokenizer
 
 MAX_PIXELS = 100_000_000
 """Default limit on width x height, against files that ask for more memory than there is."""

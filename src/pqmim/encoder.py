@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pqmim.autoencoder import STRIDE
 from pqmim.exact_inference import ExactEntropyModel
-from pqmim.quantizer import ProductQuantizer
 from pqmim.range_coding import TokenWriter
 from pqmim.tiled_transforms import TiledTransforms
 from pqmim.token_coding import Budget, PrefixWriter, RateDistortionChoice, code_tokens
+from pqmim.training.autoencoder import STRIDE
+from pqmim.training.trainable_quantizer import TrainableQuantizer
 
 CORRECTIONS = (0, 2, 5)
 """Corrections of the latent from the decoded picture at effort 1, 2 and 3."""
@@ -123,7 +123,7 @@ class PictureEncoder:
     def __init__(
         self,
         transforms: TiledTransforms,
-        quantizer: ProductQuantizer,
+        quantizer: TrainableQuantizer,
         entropy_model: ExactEntropyModel,
         rgb: NDArray[np.uint8],
         options: TokenChoiceOptions,

@@ -38,9 +38,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pqmim.config import MAX_INNER, NUM_LEVELS, EntropyModelConfig
-from pqmim.entropy_model import EntropyModel
 from pqmim.errors import ConfigError, ModelError
-from pqmim.layers import (
+from pqmim.range_coding import PRECISION
+from pqmim.schedule import Schedule, Step, positions_of
+from pqmim.training.entropy_model import EntropyModel
+from pqmim.training.layers import (
     ACTIVATION_UNIT,
     ATTENTION_ONE,
     INT8_MAX,
@@ -56,8 +58,6 @@ from pqmim.layers import (
     relative_index,
     shift_channels,
 )
-from pqmim.range_coding import PRECISION
-from pqmim.schedule import Schedule, Step, positions_of
 
 KERNELS = ("int8", "float32", "float64")
 EXPONENTIAL_ONE = 1 << 15

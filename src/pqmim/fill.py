@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from pqmim.exact_inference import ExactEntropyModel
-from pqmim.quantizer import ProductQuantizer
 from pqmim.range_coding import PRECISION
 from pqmim.token_coding import CHUNK_TOKENS, TokenGrid
+from pqmim.training.trainable_quantizer import TrainableQuantizer
 
 CONFIDENCE_UNIT = 1 / 256
 """Bits that one unit of an integer confidence stands for."""
@@ -44,7 +44,7 @@ class Fill(StrEnum):
 
 
 def expected_latent(
-    entropy_model: ExactEntropyModel, quantizer: ProductQuantizer, grid: TokenGrid, level: int
+    entropy_model: ExactEntropyModel, quantizer: TrainableQuantizer, grid: TokenGrid, level: int
 ) -> Tensor:
     """Quantized latent of the known tokens, and its expectation where they are unknown.
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim.autoencoder import STRIDE
-from pqmim.tokenizer import Tokenizer
+from pqmim.training.autoencoder import STRIDE
+from pqmim.training.tokenizer import Tokenizer
 
 TILE_POSITIONS = 48
 """Side of the tiles that the transforms work on, positions, without margin."""

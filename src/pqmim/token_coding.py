@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim.exact_inference import ExactEntropyModel
-from pqmim.quantizer import ProductQuantizer
 from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
 from pqmim.rate_control import solve
+from pqmim.training.trainable_quantizer import TrainableQuantizer
 
 CHUNK_TOKENS = 1 << 15
 """Tokens whose frequencies are in memory at a time; bounds memory for large images."""
@@ -146,7 +146,7 @@ class RateDistortionChoice:
 
     def __init__(
         self,
-        quantizer: ProductQuantizer,
+        quantizer: TrainableQuantizer,
         z: Tensor,
         w: float | Tensor,
         level: int,

@@ -1,0 +1,235 @@
+"""Train the masked transformer on the tokens of a frozen tokenizer; write the finished model.
+
+Tokens are made on the fly from random crops at random trade-offs. Most batches hide what one step of the schedule
+hides; the others hide random positions of random sub-quantizers, so that the network can also fill arbitrary
+gaps. The loss is the mean code length of hidden tokens, plain cross-entropy.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pqmim.checkpoints import MODEL_FILE, load_tokenizer, save_model
+from pqmim.config import EntropyTraining
+from pqmim.errors import ConfigError
+from pqmim.schedule import quincunx_steps
+from pqmim.training.data import STAGE_STEPS
+from pqmim.training.entropy_model import EntropyModel, step_masks
+from pqmim.training.tokenizer import Tokenizer
+from pqmim.training.train_tokenizer import NOT_IN_FACTS, draw_w
+from pqmim.training.training_run import Draws, TrainingRun, fit, open_photos
+
+RANDOM_MASK_SHARE = 0.15
+"""Share of the batches that hide random tokens instead of a step of the schedule."""
+LATER_STEPS_WEIGHT = 0.3
+"""Weight in the loss of the tokens that later steps will code. Their gradients come at little cost, and the fill of
+what was not sent needs their probabilities."""
+SAME_CODEWORDS = 0.2
+"""Codewords that moved by less than this (mean square, in mean squares of their size) are taken to be the same ones."""
+FLOAT_MODEL = "entropy_model_float.pt"
+"""Trainable weights, kept beside the model file for the ablation of exact against float arithmetic."""
+
+
+def draw_masks(
+    model: EntropyModel, count: int, quincunx: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Draw what a batch knows and what it must predict.
+
+    Args:
+        count: B.
+        quincunx: (h, w) int64, step of each position, on the CPU.
+        generator: on the CPU.
+
+    Returns:
+        known (B, M, h, w) bool; predicted positions (B, h, w) bool, and those of later steps; the group of
+        sub-quantizers predicted there.
+    """
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    group = int(uniform() * model.schedule.num_groups)
+    first, last = model.schedule.group_bounds(group)
+    if uniform() < RANDOM_MASK_SHARE:
+        chance = uniform(count, 1, 1)
+        here = uniform(count, *quincunx.shape) < chance
+        predicted = ~here & (uniform(count, *quincunx.shape) < 0.5)
+        before = uniform(count, *quincunx.shape) < chance.sqrt()
+        after = here & (uniform(count, 1, 1) < 0.3)
+    else:
+        steps = model.schedule.steps_of(group)
+        pairs = [step_masks(steps[int(uniform() * len(steps))], quincunx) for _ in range(count)]
+        here, predicted = (torch.stack(masks) for masks in zip(*pairs, strict=True))
+        before, after = torch.ones_like(here), torch.zeros_like(here)
+    m = model.num_subquantizers
+    known = torch.cat(
+        [
+            before[:, None].expand(-1, first, -1, -1),
+            here[:, None].expand(-1, last - first, -1, -1),
+            after[:, None].expand(-1, m - last, -1, -1),
+        ],
+        dim=1,
+    )
+    return known, predicted, ~(here | predicted), group
+
+
+def take_over_weights(model: EntropyModel, path: Path) -> None:
+    """Start from the float weights of an earlier run: all that have the same name and shape.
+
+    If the earlier model has fewer layers, the additional ones go before its last and add nothing yet.
+
+    What belongs to the codewords (biases and factors of the tokens) is taken over only if these are about the same, as
+    after a tokenizer run that started from that of the earlier run.
+
+    Raises:
+        ConfigError: no such file, or nothing in it fits.
+    """
+    try:
+        earlier = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise ConfigError(f"{path}: cannot be read as weights of an earlier run") from error
+    own = model.state_dict()
+    num_layers = 1 + max((int(name.split(".")[1]) for name in earlier if name.startswith("layers.")), default=-1)
+    if 0 < num_layers < len(model.layers):
+        last, new_last = f"layers.{num_layers - 1}.", f"layers.{len(model.layers) - 1}."
+        earlier = {name.replace(last, new_last): tensor for name, tensor in earlier.items()}
+        for index in range(num_layers - 1, len(model.layers) - 1):
+            for name in own:
+                if name.startswith(f"layers.{index}.") and ".project." in name:
+                    own[name].zero_()
+    same_shape = {name for name, tensor in earlier.items() if name in own and own[name].shape == tensor.shape}
+    same_codewords = False
+    if "token_values" in same_shape:
+        used = model.token_bias.detach().exp()  # (L, M, K)
+        used = torch.cat(
+            [used[:, m, :, None].expand(-1, -1, run.stop - run.start) for m, run in enumerate(model.runs)], 2
+        )
+        values = own["token_values"]
+        moved = (used * (earlier["token_values"] - values).square()).sum()
+        same_codewords = bool(moved < SAME_CODEWORDS * (used * values.square()).sum())
+    fitting = {
+        name: earlier[name] for name in same_shape - {"token_values"} if same_codewords or not name.startswith("token_")
+    }
+    if not fitting:
+        raise ConfigError(f"{path}: no weights that fit this model")
+    model.load_state_dict({**own, **fitting})
+
+
+@torch.no_grad()
+def validate_entropy_model(
+    model: EntropyModel, tokenizer: Tokenizer, token_sets: dict[float, Tensor], pixels: int, *, simulate: bool
+) -> dict[str, float]:
+    """Estimated bpp over the whole schedule, and the bits saved against static frequencies.
+
+    Args:
+        token_sets: w -> tokens (n, M, h, w) of the validation crops.
+        pixels: number of pixels of a crop.
+    """
+    row: dict[str, float] = {}
+    for w, tokens in token_sets.items():
+        level = tokenizer.quantizer.level(w)
+        bits = sum(model.schedule_bits(t, level.expand(len(t)), simulate=simulate) for t in tokens.split(16))
+        static = float(tokenizer.quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
+        row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
+        row[f"saved_vs_static@{w:.3g}"] = 1 - bits / static
+    return row
+
+
+def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
+    """Train and export; returns the path of `model.safetensors` in the run folder.
+
+    Args:
+        config: recipe.
+        resume: None, "auto" or a checkpoint path (`TrainingRun.open`).
+
+    Raises:
+        ConfigError, OutputError, ModelError: unusable data, folder, checkpoint or tokenizer.
+        TimeIsUp: `run.max_minutes` is over before the end.
+    """
+    run = TrainingRun.open(config.run, resume)
+    tokenizer, tokenizer_facts = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer.to(run.device)
+    photos = open_photos(run, config.data)
+    w_range = tokenizer.quantizer.w_range()
+
+    @torch.no_grad()
+    def tokens_of(x: Tensor, w: Tensor | float) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            return tokenizer.encode(x, w)
+
+    validation_ws = (w_range[0], math.sqrt(w_range[0] * w_range[1]), w_range[1])
+    token_sets = {w: torch.cat([tokens_of(x, w) for x in photos.held_out.split(8)]) for w in validation_ws}
+    torch.manual_seed(config.run.seed)
+    model = EntropyModel.for_quantizer(config.model, tokenizer.quantizer).to(run.device)
+    if config.start_from is not None:
+        take_over_weights(model, config.start_from)
+    stage = config.stage
+    quincunx = torch.from_numpy(quincunx_steps(*token_sets[w_range[0]].shape[2:]))
+    first_simulated = int(config.quantize_after * stage.steps)
+
+    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        w = draw_w(tokenizer.quantizer, draws)
+        tokens = tokens_of(x, w)
+        known, predicted, later, group = draw_masks(model, stage.batch_size, quincunx, draws.generator)
+        first, last = model.schedule.group_bounds(group)
+        # The means are over the whole batch, whatever part of it is here.
+        weight = predicted / predicted.sum().clamp_min(1) + LATER_STEPS_WEIGHT * later / later.sum().clamp_min(1)
+        known, weight = draws.mine(known), draws.mine(weight)
+        is_asked = weight > 0
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            level = tokenizer.quantizer.level(w)
+            bits = model.code_length(tokens, known, is_asked, level, group, simulate=step >= first_simulated)
+        weight = weight[is_asked].repeat_interleave(last - first)
+        is_now = draws.mine(predicted)[is_asked].repeat_interleave(last - first)
+        num_now = int(predicted.sum()) * (last - first)
+        return {"loss": (bits * weight).sum() / (last - first), "bits": bits[is_now].sum() / max(1, num_now)}
+
+    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, EntropyModel)
+        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            return validate_entropy_model(
+                averaged, tokenizer, token_sets, config.data.crop**2, simulate=step > first_simulated
+            )
+
+    if not run.is_done("entropy"):
+        # One step of Adam moves a head output by about learning rate x width, and the logits by several times that: the
+        # head must learn slower than the layers, or the noise of its steps costs more than the context brings.
+        slow = ("head.", "token_")
+        groups: list[dict[str, Any]] = [
+            {"params": [p for n, p in model.named_parameters() if not n.startswith(slow)]},
+            {"params": [p for n, p in model.named_parameters() if n.startswith(slow)], "lr": 0.1},
+        ]
+        fit(
+            run,
+            "entropy",
+            stage,
+            model,
+            groups,
+            crops=lambda step, part: photos.sampler.batch(3 * STAGE_STEPS + step, stage.batch_size, part),
+            losses=losses,
+            validate=validate,
+            compiled=list(model.layers),
+        )
+    else:
+        assert run.resumed is not None
+        model.load_state_dict(run.resumed["module"])
+    path = config.run.output / MODEL_FILE
+    if not run.workers.is_main:
+        return path
+    numbers = validate_entropy_model(model, tokenizer, token_sets, config.data.crop**2, simulate=True)
+    facts = {
+        "description": config.description,
+        "tokenizer": tokenizer_facts,
+        "recipe": config.model_dump(mode="json", exclude={**NOT_IN_FACTS, "tokenizer": True}),
+        **photos.facts,
+        "validation": {k: round(v, 4) for k, v in numbers.items()},
+    }
+    torch.save(model.state_dict(), config.run.output / FLOAT_MODEL)
+    save_model(path, config.name, tokenizer, model, config.quality, facts)
+    return path

@@ -1,0 +1,424 @@
+"""Train the tokenizer for rate and distortion together, in four stages (docs/training.md).
+
+1. *transform*: no codebooks. The latent is rounded with a step drawn per sample, a factorized density gives its rate.
+2. *codebooks*: channels are ordered by rate and cut into runs, codebooks fitted by entropy-constrained Lloyd
+   iterations.
+3. *joint*: everything at once through the quantizer at the real assignment and rate, with the trade-off and the number
+   of sub-quantizers kept drawn per sample, so that one model serves all rates and any prefix of the sub-quantizers
+   makes a picture.
+4. *finetune*: the same for the synthesis alone. Tokens stay as they are, so the entropy model can be trained beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pqmim.checkpoints import load_tokenizer, save_tokenizer
+from pqmim.config import NUM_LEVELS, TokenizerTraining
+from pqmim.errors import ConfigError
+from pqmim.training.autoencoder import STRIDE, grow
+from pqmim.training.data import STAGE_STEPS, Sampler
+from pqmim.training.losses import mean_psnr, mean_squared_error, straight_through
+from pqmim.training.tokenizer import Tokenizer
+from pqmim.training.trainable_quantizer import (
+    LOG2,
+    FactorizedDensity,
+    TrainableQuantizer,
+    fit_codebook,
+    order_channels,
+)
+from pqmim.training.training_run import Draws, TrainingRun, fit, open_photos
+
+DEAD_ZONE = 0.1
+"""Rounding offset of the first stage, in steps: values up to 0.6 steps become zero, as a rate-aware choice would do."""
+CODEBOOK_RATE = 10.0
+"""Learning rate of codewords and static priors in the third stage, in multiples of the stage's: they are large numbers,
+and most of them get a gradient now and then only."""
+DENSITY_STEPS, DENSITY_BATCHES, DENSITY_RATE = 300, 12, 0.03
+"""How the density is fitted to transforms that were taken over: steps, batches of eight crops, learning rate."""
+NOT_IN_FACTS: dict[str, Any] = {"run": True, "start_from": True, "data": {"path", "cache"}}
+"""Settings that say more of the maker's machine than of the model."""
+VALIDATION_STEPS = (2.0, 4.0, 8.0)
+"""Quantization steps (latent units) at which the first stage is validated."""
+
+
+def w_of_lambda(lam: Tensor | float, latent_unit: float) -> Tensor | float:
+    """Squared latent units per bit that belong to lambda (on the scale lambda * 255^2 * MSE + bpp).
+
+    A squared latent error e at one position adds e * unit^2 / (3 * 256) to the MSE (grey levels squared) of its 256
+    pixels, so lambda * MSE + bpp = const * (e + w * bits) with this w.
+    """
+    return 3.0 / (latent_unit**2 * lam)
+
+
+def step_of_lambda(lam: float, latent_unit: float) -> float:
+    """Quantization step (latent units) whose slope at high resolution is lambda's: uniform noise of step^2 / 12 halves
+    by half a bit, so w = (ln 2 / 6) step^2."""
+    return math.sqrt(6 / LOG2 * float(w_of_lambda(lam, latent_unit)))
+
+
+class TransformStage(nn.Module):
+    """What the first stage trains: the transforms and the density of the latent."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.analysis = tokenizer.analysis
+        self.synthesis = tokenizer.synthesis
+        self.density = FactorizedDensity(tokenizer.config.autoencoder.latent_channels)
+
+    def forward(self, x: Tensor, step: Tensor, noise: Tensor | None, bf16: bool) -> tuple[Tensor, Tensor]:
+        """Code a batch of images.
+
+        Args:
+            x: (B, 3, H, W) float32 in [0, 1].
+            step: (B, 1, 1, 1) float32, quantization steps.
+            noise: (B, D, H / 16, W / 16) float32, uniform in [0, 1); None = the rate of the rounded latent.
+
+        Returns:
+            bpp (B,), MSE in grey levels squared (B,).
+        """
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+            z = self.analysis(x)
+        rounded = z.sign() * torch.floor((z / step).abs() + 0.5 - DEAD_ZONE) * step
+        # Rate from additive noise, distortion from rounding (Minnen and Singh 2020, arXiv:2007.08739, section 3.4).
+        rate_latent = rounded if noise is None else z + (noise - 0.5) * step
+        bpp = self.density.bits(rate_latent, step).sum((1, 2, 3)) / (x.shape[2] * x.shape[3])
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+            x_hat = self.synthesis(straight_through(rounded, z))
+        return bpp, mean_squared_error(x_hat, x)
+
+
+def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Path:
+    """Run all stages; returns the path of `tokenizer.safetensors` in the run folder.
+
+    Args:
+        config: recipe.
+        resume: None, "auto" or a checkpoint path (`TrainingRun.open`).
+
+    Raises:
+        ConfigError, OutputError: unusable data, folder or checkpoint.
+        TimeIsUp: `run.max_minutes` is over before the end.
+    """
+    run = TrainingRun.open(config.run, resume)
+    photos = open_photos(run, config.data)
+    sampler, held_out = photos.sampler, photos.held_out
+    torch.manual_seed(config.run.seed)
+    tokenizer, earlier = Tokenizer(config.model), None
+    if config.start_from is not None:
+        earlier = take_over_transforms(tokenizer, config.start_from)
+    tokenizer = tokenizer.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    transform = TransformStage(tokenizer).to(run.device)
+    if earlier is not None and run.resumed is None and config.transform.steps:
+        density = run.workers.from_main(lambda: fit_density(config, transform, sampler, run).cpu())
+        transform.density.load_state_dict(density.state_dict())
+    if not run.is_done("transform"):
+        train_transform(run, config, transform, sampler, held_out)
+    elif "codebooks" not in run.resumed["done"]:  # type: ignore[index]
+        transform.load_state_dict(run.resumed["module"])  # type: ignore[index]
+
+    path = config.run.output / "tokenizer.safetensors"
+
+    def write() -> None:
+        if not run.workers.is_main:
+            return
+        numbers = validate_tokenizer(tokenizer, held_out, config)
+        facts = {
+            "recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS),
+            **photos.facts,
+            "validation": {name: round(number, 4) for name, number in numbers.items()},
+        }
+        save_tokenizer(path, tokenizer, facts)
+
+    if run.is_done("codebooks"):
+        tokenizer = restore_tokenizer(config, run.resumed["module"]).to(run.device)  # type: ignore[index]
+    else:
+        quantizer = run.workers.from_main(lambda: fit_codebooks(config, transform, sampler, run, earlier).cpu())
+        tokenizer.quantizer = quantizer.to(run.device)
+        run.save("codebooks", ["transform", "codebooks"], 0, module=tokenizer.state_dict())
+        write()  # from here on the entropy model can be trained
+    for stage in ("joint", "finetune"):
+        if not run.is_done(stage):
+            train_quantized(run, config, stage, tokenizer, sampler, held_out)
+            write()
+    return path
+
+
+def fit_density(
+    config: TokenizerTraining, transform: TransformStage, sampler: Sampler, run: TrainingRun
+) -> FactorizedDensity:
+    """Fit the density to the latent of transforms that were taken over: a wrong one would spoil them."""
+    density = transform.density
+    optimizer = torch.optim.Adam(density.parameters(), lr=DENSITY_RATE)
+    latents = []
+    for batch in range(DENSITY_BATCHES):
+        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=config.run.bf16):
+            latents.append(transform.analysis(sampler.batch(4 * STAGE_STEPS + batch, 8)))
+    finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
+    coarsest = step_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit)
+    generator = torch.Generator().manual_seed(config.run.seed)
+    for index in range(DENSITY_STEPS):
+        z = latents[index % DENSITY_BATCHES]
+        step = finest * (coarsest / finest) ** torch.rand((len(z), 1, 1, 1), generator=generator).to(z.device)
+        noise = torch.rand(z.shape, generator=generator).to(z.device)
+        optimizer.zero_grad()
+        density.bits(z + (noise - 0.5) * step, step).mean().backward()
+        optimizer.step()
+    return density
+
+
+def train_transform(
+    run: TrainingRun, config: TokenizerTraining, transform: TransformStage, sampler: Sampler, held_out: Tensor
+) -> None:
+    """First stage: transforms and density, quantization step drawn per sample over the range of rates."""
+    stage, rate, unit = config.transform, config.rate, config.model.autoencoder.latent_unit
+    log_range = math.log(rate.lambda_max / rate.lambda_min)
+    finest = step_of_lambda(rate.lambda_max, unit)
+
+    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        coarseness = torch.exp(0.5 * log_range * draws.uniform())  # step / finest step
+        noise = draws.noise(config.model.autoencoder.latent_channels, x.shape[2] // STRIDE, x.shape[3] // STRIDE)
+        bpp, mse = transform(x, finest * coarseness[:, None, None, None], noise, config.run.bf16)
+        cost = rate.lambda_max / coarseness**2 * mse + bpp
+        # Costs fall about as 1 / step: this weight gives every rate a like say.
+        terms = {"loss": cost * coarseness, "bpp": bpp, "mse": mse}
+        return {name: term.sum() / stage.batch_size for name, term in terms.items()}
+
+    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for quantization_step in VALIDATION_STEPS:
+            rates, errors = [], []
+            for x in held_out.split(8):
+                bpp, mse = averaged(
+                    x, torch.full((len(x), 1, 1, 1), quantization_step, device=x.device), None, config.run.bf16
+                )
+                rates.append(bpp)
+                errors.append(mse)
+            row[f"bpp@{quantization_step:g}"] = float(torch.cat(rates).mean())
+            row[f"psnr@{quantization_step:g}"] = mean_psnr(torch.cat(errors))
+        return row
+
+    linear = [transform.analysis.linear, transform.synthesis.linear]
+    density = list(transform.density.parameters())
+    rest = [p for p in transform.parameters() if all(p is not q for q in (*linear, *density))]
+    groups: list[dict[str, Any]] = [
+        {"params": rest},
+        {"params": linear, "lr": 0.1},  # entries of 1/16 that start right must not be shaken
+        {"params": density, "lr": 20.0},  # few parameters that have to follow the latent's scale
+    ]
+    fit(
+        run,
+        "transform",
+        stage,
+        transform,
+        groups,
+        crops=lambda step, part: sampler.batch(step, stage.batch_size, part),
+        losses=losses,
+        validate=validate,
+        compiled=[transform],
+    )
+
+
+@torch.no_grad()
+def fit_codebooks(
+    config: TokenizerTraining,
+    transform: TransformStage,
+    sampler: Sampler,
+    run: TrainingRun,
+    earlier: TrainableQuantizer | None,
+) -> TrainableQuantizer:
+    """Second stage: order the channels, cut them into runs, fit a codebook to each; or refine those of an earlier run,
+    so that tokens keep their meaning."""
+    settings, sizes = config.codebooks, config.model.quantizer
+    if earlier is not None and settings.iterations == 0:
+        return earlier.requires_grad_(True)
+    transform.eval()
+    finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
+    latents, bits = [], []
+    for batch in range(-(-settings.crops // 8)):
+        x = sampler.batch(STAGE_STEPS + batch, 8)  # crops that the first stage did not draw
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            z = transform.analysis(x)
+        step = torch.full((len(x), 1, 1, 1), finest, device=x.device)
+        bits.append(transform.density.bits((z / finest).round() * finest, step).mean((0, 2, 3)))
+        latents.append(z.permute(0, 2, 3, 1).flatten(0, 2).cpu())
+    values = torch.cat(latents)
+    if earlier is None:
+        mean_bits = torch.stack(bits).mean(0).cpu()
+        order, boundaries = order_channels(mean_bits, sizes.num_subquantizers, sizes.min_channel_rate)
+        quantizer = TrainableQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
+        quantizer.order.copy_(order)
+        quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
+        coarsest = float(w_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit))
+        quantizer.level_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), NUM_LEVELS))
+    else:
+        quantizer = earlier.requires_grad_(True)
+    quantizer.default.copy_(values.mean(0))
+    for level, log_w in enumerate(quantizer.level_log_w.tolist()):
+        entropies = []
+        for m, columns in enumerate(quantizer.runs()):
+            start = None
+            if earlier is not None:
+                start = (quantizer.codebook[level, :, columns], quantizer.prior_logits[level, m].softmax(0))
+            codewords, probabilities = fit_codebook(
+                values[:, quantizer.order[columns]],
+                sizes.num_codewords,
+                math.exp(log_w),
+                settings.iterations,
+                torch.Generator().manual_seed(config.run.seed),
+                start,
+            )
+            quantizer.codebook[level, :, columns] = codewords
+            quantizer.prior_logits[level, m] = probabilities.log()
+            entropies.append(float(-(probabilities * probabilities.log2()).sum()))
+        run.log("codebooks", level, {"bits": sum(entropies), "most_bits": max(entropies), "least_bits": min(entropies)})
+    return quantizer.to(run.device)
+
+
+def take_over_transforms(tokenizer: Tokenizer, path: Path) -> TrainableQuantizer:
+    """Start from the transforms of an earlier run, grown to the sizes of this one; returns its quantizer.
+
+    Raises:
+        ConfigError: another quantizer, or larger transforms.
+        ModelError: missing or damaged file.
+    """
+    earlier, _ = load_tokenizer(path)
+    if earlier.config.quantizer != tokenizer.config.quantizer:
+        raise ConfigError(f"{path}: start_from: the quantizer of this tokenizer is not that of the recipe")
+    try:
+        grow(tokenizer.analysis, earlier.analysis)
+        grow(tokenizer.synthesis, earlier.synthesis)
+    except ValueError as error:
+        raise ConfigError(f"{path}: start_from: the recipe's transforms have {error} than this tokenizer") from error
+    return earlier.quantizer
+
+
+def restore_tokenizer(config: TokenizerTraining, state: dict[str, Tensor]) -> Tokenizer:
+    """Tokenizer from a checkpoint written after the second stage."""
+    tokenizer = Tokenizer(config.model, num_kept=len(state["quantizer.order"]))
+    tokenizer.load_state_dict(state)
+    return tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def draw_w(quantizer: TrainableQuantizer, draws: Draws) -> Tensor:
+    """Trade-offs to ask for (B,), squared latent units per bit, log-uniform over all that the levels serve."""
+    low, high = quantizer.w_range()
+    return torch.exp(math.log(low) + math.log(high / low) * draws.uniform())
+
+
+def train_quantized(
+    run: TrainingRun, config: TokenizerTraining, name: str, tokenizer: Tokenizer, sampler: Sampler, held_out: Tensor
+) -> None:
+    """Third and fourth stage: through the quantizer, all of the tokenizer ("joint") or the synthesis ("finetune")."""
+    joint = name == "joint"
+    stage, unit = (config.joint if joint else config.finetune), config.model.autoencoder.latent_unit
+    num_subquantizers = config.model.quantizer.num_subquantizers
+    quantizer = tokenizer.quantizer
+
+    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        w = draw_w(quantizer, draws)
+        level = quantizer.level(w)
+        applied = quantizer.applied_w(w, level)
+        # The finest level has too few codewords to reach the slope that its w stands for.
+        served = applied.clamp_min(float(w_of_lambda(config.rate.lambda_max, unit)))
+        lam = w_of_lambda(served, unit)  # it is its own inverse
+        with torch.set_grad_enabled(joint), torch.autocast(x.device.type, torch.bfloat16, enabled=config.run.bf16):
+            z = tokenizer.analysis(x)
+        tokens = quantizer.assign(z, applied, level)
+        kept = 1 + (draws.uniform(1) * (num_subquantizers - 1)).long()
+        kept[draws.uniform(1) >= config.nested_share] = num_subquantizers
+        known = (torch.arange(num_subquantizers, device=x.device) < kept)[:, :, None, None]
+        whole = kept[:, 0] == num_subquantizers
+        with torch.set_grad_enabled(joint):
+            z_q = quantizer.dequantize(tokens, level, known)
+            if joint:
+                bits = quantizer.smoothed_bits(z, tokens, served, level).sum((1, 2, 3))
+                # The straight-through gradient: to the analysis, beside that to the codewords.
+                z_q = z_q + torch.where(whole[:, None, None, None], z - z.detach(), 0)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            x_hat = tokenizer.synthesis(z_q)
+        mse = mean_squared_error(x_hat, x)
+        # Truncated samples count as much as coarse ones, else their large errors would rule.
+        weight = torch.where(whole, lam, config.rate.lambda_min)
+        cost = weight * mse
+        terms = {"mse": mse}
+        if joint:
+            bpp = bits / (x.shape[2] * x.shape[3])
+            cost = cost + torch.where(whole, bpp, 0)
+            terms["bpp"] = bpp
+        # sqrt(lambda_max / lambda) is the weight of the first stage.
+        terms["loss"] = (config.rate.lambda_max / weight).sqrt() * cost
+        return {name: term.sum() / stage.batch_size for name, term in terms.items()}
+
+    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, Tokenizer)
+        save_sample_pictures(run.config.output / "samples", averaged, held_out[:4], step, unit, config)
+        return validate_tokenizer(averaged, held_out, config)
+
+    networks = [tokenizer.analysis, tokenizer.synthesis] if joint else [tokenizer.synthesis]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for network in networks for n, p in network.named_parameters() if n != "linear"]},
+        {"params": [network.linear for network in networks], "lr": 0.1},
+    ]
+    if joint:
+        groups.append({"params": list(quantizer.parameters()), "lr": CODEBOOK_RATE})
+    before = ["transform", "codebooks"] if joint else ["transform", "codebooks", "joint"]
+    fit(
+        run,
+        name,
+        stage,
+        tokenizer,
+        groups,
+        crops=lambda step, part: sampler.batch((3 if joint else 2) * STAGE_STEPS + step, stage.batch_size, part),
+        losses=losses,
+        validate=validate,
+        done=before,
+        compiled=[tokenizer.analysis, tokenizer.synthesis],
+    )
+
+
+@torch.no_grad()
+def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, config: TokenizerTraining) -> dict[str, float]:
+    """bpp under the static prior and PSNR at three trade-offs, and what the codebooks are used for."""
+    low, high = tokenizer.quantizer.w_range()
+    row: dict[str, float] = {}
+    for w in (low, math.sqrt(low * high), high):
+        level = tokenizer.quantizer.level(w)
+        prior = tokenizer.quantizer.prior_bits()[level]
+        rates, errors, used = [], [], torch.zeros_like(prior)
+        for x in held_out.split(8):
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+                tokens = tokenizer.encode(x, w)
+                x_hat = tokenizer.decode(tokens, level.expand(len(x)))
+            flat = tokens.transpose(0, 1).flatten(1)  # (M, n)
+            rates.append(float(prior.gather(1, flat).sum()) / (len(x) * x.shape[2] * x.shape[3]))
+            used.scatter_add_(1, flat, torch.ones_like(flat, dtype=used.dtype))
+            errors.append(mean_squared_error(x_hat.clamp(0, 1), x))
+        share = used / used.sum(1, keepdim=True)
+        perplexity = torch.exp2(-(share * share.clamp_min(1e-12).log2()).sum(1))
+        row[f"bpp@{w:.4g}"] = float(np.mean(rates))
+        row[f"psnr@{w:.4g}"] = mean_psnr(torch.cat(errors))
+        row[f"perplexity@{w:.4g}"] = float(perplexity.mean())
+        row[f"usage@{w:.4g}"] = float((used > 0).float().mean())
+    return row
+
+
+@torch.no_grad()
+def save_sample_pictures(
+    folder: Path, tokenizer: Tokenizer, x: Tensor, step: int, unit: float, config: TokenizerTraining
+) -> None:
+    """Write a sheet, originals above reconstructions at the geometric mean of the trade-offs."""
+    lam = math.sqrt(config.rate.lambda_min * config.rate.lambda_max)
+    w = w_of_lambda(lam, unit)
+    x_hat = tokenizer.decode(tokenizer.encode(x, w), tokenizer.quantizer.level(w).expand(len(x))).clamp(0, 1)
+    rows = [torch.cat(list(batch), dim=2) for batch in (x, x_hat)]
+    sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(sheet).save(folder / f"step{step:06d}.png")

@@ -1,0 +1,302 @@
+"""Fill: what is known stays, what is not is the expectation or drawn, the same on every machine."""
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny_entropy_model, make_tiny_tokenizer
+from exact_model import CONFIG, NUM_CODEWORDS, NUM_LEVELS, RUNS, exact_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import pqmim.fill
+from pqmim.exact_inference import ExactEntropyModel, exact_kernels, export
+from pqmim.fill import CONFIDENCE_UNIT, NOISE_BITS, _draw, _gumbel_table, _log_table, expected_latent, sample
+from pqmim.range_coding import PRECISION
+from pqmim.schedule import Schedule
+from pqmim.token_coding import TokenGrid
+from pqmim.training.trainable_quantizer import TrainableQuantizer
+
+CPU = torch.device("cpu")
+M = len(RUNS)
+SAMPLE_HASH = "7b788b29fbffcfb5833e10e2efe9fa69ab528a9b17f7bb94ecec06c0047a83dc"
+"""SHA-256 of `drawn_hash`. If it changes, a seed gives other pictures than before."""
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, ExactEntropyModel]:
+    return {name: exact_model(name) for name in exact_kernels(CPU)}
+
+
+@pytest.fixture(scope="module")
+def model(models: dict[str, ExactEntropyModel]) -> ExactEntropyModel:
+    return models["float32"]
+
+
+def random_grid(height: int, width: int, share: float, seed: int) -> TokenGrid:
+    """A grid of which a share is known, anywhere; 0 where unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (M, height, width)
+    known = torch.rand(shape, generator=generator) < share
+    tokens = torch.randint(NUM_CODEWORDS, shape, generator=generator) * known
+    return TokenGrid(tokens, known)
+
+
+# -- likely --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[ExactEntropyModel, TrainableQuantizer]:
+    tokenizer = make_tiny_tokenizer().requires_grad_(False)
+    model = make_tiny_entropy_model(tokenizer)
+    return ExactEntropyModel(model.config, export(model), model.runs, device=CPU), tokenizer.quantizer
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.sampled_from([0.0, 0.4, 0.9]),
+    st.integers(0, 99),
+    st.sampled_from([1 << 15, 3]),
+)
+def test_likely_is_the_expectation_where_unknown(
+    tiny: tuple[ExactEntropyModel, TrainableQuantizer], height: int, width: int, share: float, seed: int, chunk: int
+) -> None:
+    model, quantizer = tiny
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.rand((3, height, width), generator=generator) < share
+    tokens = torch.randint(16, known.shape, generator=generator) * known
+    level = seed % 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pqmim.fill, "CHUNK_TOKENS", chunk)
+        z = expected_latent(model, quantizer, TokenGrid(tokens, known), level)
+    assert z.shape == (1, 12, height, width)
+
+    state = model.start(height, width, level)
+    model.reveal_grid(state, tokens.flatten(1), known.flatten(1))
+    hidden = model.hidden(state, torch.arange(height * width))
+    expected = quantizer.default[:, None].repeat(1, height * width).double()  # dropped channels
+    for m, run in enumerate(quantizer.runs()):
+        group = next(g for g in range(model.schedule.num_groups) if m < model.schedule.group_bounds(g)[1])
+        first = model.schedule.group_bounds(group)[0]
+        probabilities = model.frequencies(model.head(hidden, group), level, first)[m - first].double() / 65536
+        codewords = quantizer.codebook[level][:, run].double()
+        for position in range(height * width):
+            if known.flatten(1)[m, position]:
+                value = codewords[tokens.flatten(1)[m, position]]
+            else:
+                value = probabilities[position] @ codewords
+            expected[quantizer.order[run], position] = value
+    assert torch.allclose(z.flatten(2)[0].double(), expected, atol=1e-4)
+
+
+def test_likely_of_a_whole_grid_is_its_latent(tiny: tuple[ExactEntropyModel, TrainableQuantizer]) -> None:
+    model, quantizer = tiny
+    tokens = torch.randint(16, (3, 4, 5), generator=torch.Generator().manual_seed(0))
+    grid = TokenGrid(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    for level in (0, 5):
+        z = quantizer.dequantize(tokens[None], torch.tensor([level]))
+        assert torch.equal(expected_latent(model, quantizer, grid, level), z)
+
+
+# -- sampling ------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    st.integers(0, 999),
+    st.sampled_from([None, 1, 3, 20]),
+    st.sampled_from([0.01, 0.7, 1.0, 100.0]),
+)
+def test_sampling_fills_what_is_unknown_and_nothing_else(
+    model: ExactEntropyModel,
+    height: int,
+    width: int,
+    share: float,
+    seed: int,
+    num_steps: int | None,
+    temperature: float,
+) -> None:
+    grid = random_grid(height, width, share, seed)
+    before = grid.tokens.clone(), grid.known.clone()
+    drawn = sample(model, grid, seed % NUM_LEVELS, seed=seed, temperature=temperature, num_steps=num_steps)
+    assert drawn.shape == grid.tokens.shape
+    assert torch.equal(drawn[grid.known], grid.tokens[grid.known])
+    assert int(drawn.min()) >= 0
+    assert int(drawn.max()) < NUM_CODEWORDS
+    assert torch.equal(grid.tokens, before[0])  # the grid of the file is left alone
+    assert torch.equal(grid.known, before[1])
+
+
+@pytest.mark.parametrize(("share", "temperature", "num_steps"), [(0.0, 1.0, None), (0.3, 0.8, 12), (0.6, 1.3, 3)])
+def test_a_seed_gives_the_same_tokens_with_every_kernel(
+    models: dict[str, ExactEntropyModel], share: float, temperature: float, num_steps: int | None
+) -> None:
+    grid = random_grid(6, 5, share, 1)
+
+    def draw(model: ExactEntropyModel, seed: int = 7) -> Tensor:
+        return sample(model, grid, 1, seed=seed, temperature=temperature, num_steps=num_steps)
+
+    drawn = [draw(model) for model in models.values()]
+    assert all(torch.equal(tokens, drawn[0]) for tokens in drawn)
+    assert not torch.equal(draw(models["float32"], seed=8), drawn[0])
+
+
+def test_a_seed_gives_the_same_tokens_with_two_threads(model: ExactEntropyModel) -> None:
+    grid = random_grid(6, 5, 0.3, 1)
+    alone = sample(model, grid, 1, seed=7, num_steps=3)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(sample(model, grid, 1, seed=7, num_steps=3), alone)
+    finally:
+        torch.set_num_threads(1)
+
+
+def drawn_hash() -> str:
+    """Hash of tokens drawn from the formula model."""
+    import hashlib
+
+    model = exact_model()
+    digest = hashlib.sha256()
+    for share, temperature, num_steps in ((0.0, 1.0, None), (0.4, 0.7, 15)):
+        known = torch.zeros(M, 7 * 6, dtype=torch.bool)
+        known[:, : round(share * 42)] = True
+        tokens = (torch.arange(M * 42).view(M, 42) * 7 % NUM_CODEWORDS) * known
+        grid = TokenGrid(tokens.view(M, 7, 6), known.view(M, 7, 6))
+        drawn = sample(model, grid, 2, seed=2**70 + 5, temperature=temperature, num_steps=num_steps)
+        digest.update(drawn.numpy().astype("<u2").tobytes())
+    return digest.hexdigest()
+
+
+def test_golden_sample() -> None:
+    assert drawn_hash() == SAMPLE_HASH
+
+
+def test_golden_sample_in_another_process() -> None:
+    """As on a processor without AVX-512, with two threads."""
+    tests = Path(__file__).parent
+    environment = {"OMP_NUM_THREADS": "2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "default"}
+    result = subprocess.run(
+        [sys.executable, "-c", "import test_fill; print(test_fill.drawn_hash())"],
+        env={
+            **os.environ,
+            **environment,
+            "PYTHONPATH": os.pathsep.join([str(tests.parents[1] / "src"), str(tests.parent), str(tests)]),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == SAMPLE_HASH
+
+
+def test_seeds_differ(model: ExactEntropyModel) -> None:
+    grid = random_grid(4, 4, 0.0, 0)
+    drawn = {sample(model, grid, 0, seed=seed).numpy().tobytes() for seed in (0, 1, 2, 2**32, 2**64, 2**200)}
+    assert len(drawn) == 6
+
+
+def test_low_temperature_gives_the_most_probable_tokens(model: ExactEntropyModel) -> None:
+    """At the lowest temperature one pass draws the codeword of the largest frequency, save for ties."""
+    grid = random_grid(6, 5, 0.0, 0)
+    drawn = sample(model, grid, 1, seed=3, temperature=0.01, num_steps=1)
+    state = model.start(6, 5, 1)
+    head = model.head(model.hidden(state, torch.arange(30)), 0)
+    frequencies = model.frequencies(head, 1, 0, sharpness=100.0)
+    is_clear = frequencies.amax(-1) > 65536 - 2 * NUM_CODEWORDS  # no second one within a logit unit or so
+    assert is_clear.float().mean() > 0.7
+    best = frequencies.argmax(-1)
+    assert torch.equal(drawn[: len(best)].flatten(1)[is_clear], best[is_clear])
+
+
+def test_draws_follow_the_frequencies(model: ExactEntropyModel) -> None:
+    state = model.start(1, 1, 1)
+    head = model.head(model.hidden(state, torch.zeros(1, dtype=torch.int64)), 0)
+    count = 40_000
+    random = np.random.PCG64(0)
+    is_new = torch.ones(len(head), count, dtype=torch.bool)
+    drawn, confidence = _draw(model, head.expand(-1, count, -1), 1, 0, is_new, 1.0, random)
+    expected = model.frequencies(head, 1, 0)[0, 0].double() / 65536
+    found = torch.bincount(drawn[0], minlength=NUM_CODEWORDS).double() / count
+    assert (found - expected).abs().max() < 4 * (0.25 / count) ** 0.5
+    bits = confidence.double() * CONFIDENCE_UNIT
+    assert torch.allclose(bits, expected[drawn[0]].log2(), atol=CONFIDENCE_UNIT)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 8, 16, 40])
+def test_number_of_passes(model: ExactEntropyModel, monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
+    counts: list[int] = []
+    original = ExactEntropyModel.hidden
+
+    def counted(self: ExactEntropyModel, state: object, positions: Tensor) -> Tensor:
+        counts.append(len(positions))
+        return original(self, state, positions)
+
+    monkeypatch.setattr(ExactEntropyModel, "hidden", counted)
+    sample(model, random_grid(12, 12, 0.0, 0), 1, seed=0, num_steps=num_steps)
+    shares = [max(1, round(num_steps * steps / 8)) for steps in CONFIG.group_steps]
+    assert len(counts) == sum(shares)
+    start = 0
+    for share in shares:  # every pass draws more than the one before, and the last one what is left
+        passes = [*counts[start : start + share], 0]
+        assert passes[0] == 144
+        drawn = -np.diff(passes)
+        assert (drawn >= 1).all()
+        start += share
+    assert sample(model, random_grid(12, 12, 0.0, 0), 1, seed=0).shape == (M, 12, 12)
+
+
+def test_default_number_of_passes_is_that_of_the_schedule(
+    model: ExactEntropyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = random_grid(12, 12, 0.0, 0)
+    by_default = sample(model, grid, 1, seed=0)
+    assert torch.equal(sample(model, grid, 1, seed=0, num_steps=len(Schedule(M, CONFIG.group_steps).steps)), by_default)
+
+
+# -- integer tables ------------------------------------------------------------------------------------------------
+
+
+def distance_to_half(values: np.ndarray) -> float:
+    """How near a value comes to where rounding changes its mind."""
+    return float(np.abs(values - np.floor(values) - 0.5).min())
+
+
+def test_tables_do_not_hang_on_the_last_bit_of_a_logarithm() -> None:
+    """Libraries differ in the last bits of a logarithm, about 1e-12 here; the rounded tables do not."""
+    frequency = np.arange(1, (1 << PRECISION) + 1, dtype=np.float64)
+    logs = (np.log2(frequency) - PRECISION) / CONFIDENCE_UNIT
+    assert distance_to_half(logs) > 1e-6
+    u = (np.arange(1 << NOISE_BITS) + 0.5) / (1 << NOISE_BITS)
+    assert distance_to_half(-np.log2(-np.log2(u)) / CONFIDENCE_UNIT) > 1e-6
+
+
+def test_logarithms() -> None:
+    table = _log_table()
+    assert table.shape == ((1 << PRECISION) + 1,)
+    assert table[1 << PRECISION] == 0
+    assert table[1 << 15] == -256
+    assert table[1] == table[0] == -16 * 256
+    for frequency in (3, 1000, 40_000, 65_535):  # 2^(n - 1/2) <= frequency^256 / 2^(16 * 256) < 2^(n + 1/2)
+        ratio = Fraction(frequency**512, 2 ** (16 * 512))
+        n = int(table[frequency])
+        assert Fraction(2) ** (2 * n - 1) < ratio < Fraction(2) ** (2 * n + 1)
+
+
+def test_gumbel_quantiles() -> None:
+    table = _gumbel_table().double() * CONFIDENCE_UNIT * np.log(2)
+    # log2(-log2 u) = (ln(-ln u) - ln ln 2) / ln 2: the standard distribution, shifted, which changes no order.
+    shift = np.log(np.log(2))
+    assert (table.diff() >= 0).all()
+    assert float(table.mean() - shift) == pytest.approx(0.5772, abs=0.01)
+    assert float(table.var()) == pytest.approx(np.pi**2 / 6, rel=0.02)

@@ -1,0 +1,224 @@
+"""The scripts that measure encoder, rate control, truncation and regions run, and run on after an interruption."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import synthetic_photo
+from PIL import Image
+
+from pqmim.range_coding import TokenReader
+from pqmim.schedule import Schedule
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="not part of the source distribution")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos, just large enough for MS-SSIM."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed, (height, width) in enumerate(((161, 176), (165, 163))):
+        photo = synthetic_photo(height, width, seed)
+        photo[:, : width // 2] = photo[:, : width // 2].mean((0, 1))  # a quiet part, for the tuning to tell from others
+        Image.fromarray(photo).save(folder / f"{seed}.png")
+    return folder
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module(name)
+
+
+def content(output: Path, name: str) -> Any:
+    return json.loads((output / f"{name}.json").read_text())
+
+
+def lines(output: Path, name: str) -> list[str]:
+    return (output / f"{name}.md").read_text().splitlines()
+
+
+def test_encoder_choices(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("encoder_choices", monkeypatch)
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path)]
+    script.main([*arguments, "--images", "1", "--qualities", "40", "100"])
+    rows = content(tmp_path, "encoder_choices")
+    assert len({row["variant"] for row in rows}) == len(script.VARIANTS)
+    by_point = {(row["variant"], row["quality"]): row for row in rows}
+    for name, anchor in script.COMPARISONS[1:-1]:  # each changes what is sent; the photo is too flat for the last
+        points = [[by_point[of, quality]["psnr-rgb"] for quality in (40.0, 100.0)] for of in (name, anchor)]
+        assert points[0] != points[1]
+    nearest = [row for row in rows if row["variant"] == "nearest codeword"]
+    assert nearest[-1]["bpp"] > by_point["effort 1", 40.0]["bpp"]
+    table = lines(tmp_path, "encoder_choices")
+    assert table[2].startswith("| effort 1 | nearest codeword |")
+    assert all(line.count("|") == 8 for line in table[: 2 + len(script.COMPARISONS)])
+
+
+def test_token_choices(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nearest codewords depend on the level alone, and the encoder is itself again afterwards."""
+    script = load("encoder_choices", monkeypatch)
+    codec = importlib.import_module("pqmim").load_codec(tiny_model)
+    photo = synthetic_photo(64, 80)
+    before = codec.encode(photo, quality=45)
+    middles = script.level_qualities(codec)
+    assert middles == sorted(set(middles))
+    assert len(middles) == 6
+    with script.choosing(script.nearest):
+        assert codec.encode(photo, quality=45) == codec.encode(photo, quality=45.5) != before
+    assert codec.encode(photo, quality=45) == before
+
+
+def test_target_size(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("target_size", monkeypatch)
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--bpp", "0.1", "--bytes", "60", "100000"]
+    assert script.main(arguments) == 0
+    targets = content(tmp_path, "target_size")["targets"]
+    assert list(targets) == ["0.1 bpp", "60 B", "100,000 B"]
+    assert [row["limit"] for row in targets["0.1 bpp"]] == [161 * 176 // 80, 165 * 163 // 80]
+    for rows in targets.values():
+        assert all(1 <= row["encodings"] <= 3 and row["bytes"] <= row["limit"] for row in rows)
+    before = (tmp_path / "measurements.jsonl").read_bytes()
+    assert before.count(b"\n") == 2 * (1 + 3)
+
+    # Half of a line is what an interruption leaves: that row alone is made again.
+    (tmp_path / "measurements.jsonl").write_bytes(before[:-20])
+    table = lines(tmp_path, "target_size")
+    assert script.main(arguments) == 0
+    after = (tmp_path / "measurements.jsonl").read_bytes()
+    assert after.splitlines()[:-1] == before.splitlines()[:-1]
+    assert json.loads(after.splitlines()[-1])["bytes"] == json.loads(before.splitlines()[-1])["bytes"]
+    assert lines(tmp_path, "target_size")[:2] == table[:2]
+
+
+def test_a_file_above_its_target_is_told(
+    photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = load("target_size", monkeypatch)
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--images", "1", "--bpp", "--bytes", "5"]
+    assert script.main(arguments) == 1
+    assert lines(tmp_path, "target_size")[2].split(" | ")[4] == "1"
+
+
+def test_truncation(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("truncation", monkeypatch)
+    strip = tmp_path / "images" / "strip.png"
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--qualities", "80"]
+    arguments += ["--shares", "20", "60", "100", "--strip", str(strip), "--strip-image", str(photos / "0.png")]
+    script.main(arguments)
+    for row in content(tmp_path, "truncation"):
+        known = [point["truncated"]["known_share"] for point in row["points"]]
+        assert known == sorted(known)
+        assert known[-1] == 1
+        for point in row["points"]:
+            assert point["truncated"]["bytes"] <= -(-row["bytes"] * point["share"] // 100)
+            assert point["fresh"]["bytes"] <= point["truncated"]["bytes"]
+    assert len(lines(tmp_path, "truncation")) == 2 + 2 + 1 + 2 + 3
+    with Image.open(strip) as picture:
+        assert picture.size == (5 * 176 + 4 * script.GAP, 161 + script.CAPTION)
+
+
+def test_strip_is_kept_small(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("truncation", monkeypatch)
+    monkeypatch.setattr(script, "MAX_STRIP_BYTES", 40_000)
+    bench = importlib.import_module("measurements").Bench(str(tiny_model), tmp_path, "cpu")
+    script.write_strip(bench, photos / "0.png", 80.0, tmp_path / "strip.png")
+    assert (tmp_path / "strip.png").stat().st_size < 40_000
+
+
+def test_region(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("region", monkeypatch)
+    script.main([str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--qualities", "50"])
+    rows = content(tmp_path, "region")
+    assert len(rows) == 2
+    for row in rows:
+        assert row["ratio"] <= 1
+        assert row["plain bytes"] * row["ratio"] == pytest.approx(row["region bytes"])
+        for part in ("inside", "outside"):
+            assert row[f"{part} gain"] == row[f"region {part}"] - row[f"plain {part}"]
+    assert len(lines(tmp_path, "region")) == 3
+
+
+def test_inside_and_outside(monkeypatch: pytest.MonkeyPatch):
+    script = load("region", monkeypatch)
+    original = np.zeros((40, 60, 3), np.uint8)
+    region = script.central_region(original, 8.0)
+    assert (region.x, region.y, region.width, region.height) == (15, 10, 30, 20)
+    decoded = original + np.uint8(10)
+    decoded[10:30, 15:45] = 1
+    inside, outside = script.psnr_inside_and_outside(original, decoded, region)
+    assert inside == pytest.approx(20 * math.log10(255))
+    assert outside == pytest.approx(inside - 20)
+
+
+def test_performance(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Every part that the tables name is found and timed."""
+    script = load("performance", monkeypatch)
+    monkeypatch.setattr("pqmim.range_coding.TokenReader.code", TokenReader.code)  # the script wraps it for good
+    threads = torch.get_num_threads()
+    script.main(["--model", str(tiny_model), "--megapixels", "0.02", "--threads", "1", "--repeats", "1"])
+    torch.set_num_threads(threads)
+    table = capsys.readouterr().out.splitlines()[:4]
+    header, _, encode, decode = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    empty = {name for name, cell in zip(header, encode, strict=True) if cell == "-"}
+    assert empty == {"range coder", "synthesis"}
+    assert {name for name, cell in zip(header, decode, strict=True) if cell == "-"} == {"analysis", "correction"}
+
+
+def test_equal_bytes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A row of panels for each rate, none of the others above pqmim's bytes unless it cannot be smaller."""
+    script = load("equal_bytes", monkeypatch)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(synthetic_photo(96, 80)).save(photo)
+    output = tmp_path / "sheet.png"
+    crop = ["--crop", "0", "0", "80", "64"]
+    script.main(["--image", str(photo), "-m", str(tiny_model), "--bpp", "0.2", "9", *crop, "-o", str(output)])
+    with Image.open(output) as sheet:
+        assert sheet.size == (5 * 80 + 4 * script.GAP, 2 * (64 + script.CAPTION))
+    sizes = {quality: 10 * quality for quality in range(1, 96)}
+    assert len(script.largest_within(lambda quality: bytes(sizes[quality]), 305)) == 300
+    assert len(script.largest_within(lambda quality: bytes(sizes[quality]), 5)) == 10
+
+
+def test_design_rows(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    script = load("design_rows", monkeypatch)
+    small = [
+        "data.crop=64",
+        "data.validation_photos=1",
+        "transform.batch_size=2",
+        "transform.warmup_steps=1",
+        "transform.learning_rate=3e-3",
+        "model.autoencoder.latent_channels=16",
+        "model.autoencoder.channels=[8,16,32]",
+    ]
+    changes = [argument for setting in small for argument in ("--set", setting)]
+    arguments = ["transforms", "--data", str(photos), "-o", str(tmp_path), "--steps", "6", *changes]
+    script.main([*arguments, "--rows", "0", "1", "4"])
+    rows = [json.loads((tmp_path / f"transforms-{index}.json").read_text()) for index in (0, 1, 4)]
+    assert rows[0]["bpp"] == sorted(rows[0]["bpp"], reverse=True)
+    assert rows[0]["bpp"] != rows[1]["bpp"]  # other blocks take part
+    assert rows[0]["psnr"][0] == pytest.approx(rows[2]["psnr"][0], abs=0.3)  # the same steps, in grey levels
+    assert len(lines(tmp_path, "transforms")) == 2 + len(rows)
+    assert "windowed attention" in capsys.readouterr().out
+
+
+def test_design_rows_schedules_code_every_token_once(monkeypatch: pytest.MonkeyPatch):
+    script = load("design_rows", monkeypatch)
+    num_subquantizers = 7
+    for order_of, patterns in script.SCHEDULES.values():
+        schedule = Schedule(num_subquantizers, (1,) * patterns[0].groups)
+        order = order_of(16, 20)
+        coded = torch.zeros(num_subquantizers, 16, 20, dtype=torch.long)
+        for pattern in sorted(patterns, key=lambda p: (p.low, p.group) if p.positions_first else (p.group, p.low)):
+            known, predicted = pattern.masks(schedule, order)
+            assert torch.equal(known, coded > 0)
+            first, last = schedule.group_bounds(pattern.group)
+            coded[first:last] += predicted
+        assert (coded == 1).all()

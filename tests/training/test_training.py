@@ -1,0 +1,471 @@
+"""Training: from a folder of photos to a codec, interruptions that leave no trace, and nothing overwritten."""
+
+import csv
+import math
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_ENTROPY, TINY_TOKENIZER, make_tiny_tokenizer, synthetic_photo
+from PIL import Image
+from safetensors.torch import load_file
+
+from pqmim import load_codec
+from pqmim.checkpoints import load_model, load_tokenizer
+from pqmim.config import NUM_LEVELS, EntropyTraining, RunConfig, StageConfig, TokenizerTraining
+from pqmim.errors import ConfigError, MissingExtraError, ModelError, OutputError
+from pqmim.training import train_entropy_model, train_tokenizer
+from pqmim.training.data import ALL
+from pqmim.training.distributed import Workers
+from pqmim.training.entropy_model import EntropyModel
+from pqmim.training.tokenizer import Tokenizer
+from pqmim.training.training_run import Draws, TimeIsUp, TrainingRun, learning_rate_factor, micro_batches, open_photos
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(12):
+        Image.fromarray(synthetic_photo(72 + index, 80, index)).save(folder / f"{index:02}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return folder
+
+
+def tokenizer_config(photos: Path, output: Path, **run: Any) -> TokenizerTraining:
+    stage = {"batch_size": 4, "warmup_steps": 2, "log_every": 1, "validate_every": 4, "ema_decay": 0.8}
+    return TokenizerTraining.model_validate(
+        {
+            "model": TINY_TOKENIZER.model_dump(),
+            "data": {"path": photos, "crop": 64, "validation_photos": 3},
+            "run": {"output": output, "device": "cpu", "bf16": False, **run},
+            "transform": {"steps": 6, "learning_rate": 1e-3, **stage},
+            "codebooks": {"crops": 16, "iterations": 4},
+            "joint": {"steps": 4, "learning_rate": 3e-4, **stage},
+            "finetune": {"steps": 5, "learning_rate": 3e-4, **stage},
+        }
+    )
+
+
+def entropy_config(photos: Path, tokenizer: Path, output: Path, **run: Any) -> EntropyTraining:
+    return EntropyTraining.model_validate(
+        {
+            "name": "trained",
+            "description": "a test",
+            "tokenizer": tokenizer,
+            "model": TINY_ENTROPY.model_dump(),
+            "data": {"path": photos, "crop": 64, "validation_photos": 3},
+            "run": {"output": output, "device": "cpu", "bf16": False, **run},
+            "stage": {"steps": 8, "batch_size": 4, "warmup_steps": 2, "log_every": 1, "validate_every": 4},
+            "quantize_after": 0.5,
+        }
+    )
+
+
+def until_done(train: Any, config: Any) -> int:
+    """Train with a time limit that ends every call after a step; returns how often it was resumed."""
+    for calls in range(100):
+        try:
+            train(config, resume="auto")
+        except TimeIsUp:
+            continue
+        return calls
+    raise AssertionError("the training does not end")
+
+
+def logged(run: Path) -> list[tuple[str, ...]]:
+    """Rows of the log without what the clock says."""
+    with (run / "log.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["stage", "step", "seconds", "name", "value"]
+    clocked = {"crops_per_second", "peak_share"}
+    return sorted((stage, step, name, value) for stage, step, _, name, value in rows[1:] if name not in clocked)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tokenizer.train(tokenizer_config(photos, tmp_path_factory.mktemp("runs") / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def model_file(photos: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_entropy_model.train(
+        entropy_config(photos, tokenizer_file, tmp_path_factory.mktemp("runs") / "entropy")
+    )
+
+
+def test_from_photos_to_a_codec(model_file: Path) -> None:
+    codec = load_codec(model_file.parent, device="cpu")
+    photo = synthetic_photo(80, 100, 3)
+    decoded = np.asarray(codec.decode(codec.encode(photo, quality=100)), dtype=float)
+    assert np.square(decoded - photo).mean() < 0.5 * photo.astype(float).var()
+    assert codec.name == "trained"
+
+
+def test_what_a_model_says_of_its_making(model_file: Path) -> None:
+    facts = load_model(model_file).facts
+    assert facts["description"] == "a test"
+    assert facts["photos"] == facts["tokenizer"]["photos"] == 12  # the unreadable one is left out
+    assert facts["data_hash"] == facts["tokenizer"]["data_hash"]
+    assert facts["recipe"]["stage"]["steps"] == 8
+    assert any(name.startswith("bpp_estimate") for name in facts["validation"])
+    assert str(model_file.parent) not in str(facts)  # no paths of the maker's machine
+
+
+def test_logs_and_pictures(tokenizer_file: Path, model_file: Path) -> None:
+    for run, stage, names in (
+        (tokenizer_file.parent, "transform", {"loss", "bpp", "mse", "gradient_norm", "validation/psnr@4"}),
+        (tokenizer_file.parent, "joint", {"loss", "bpp", "mse", "gradient_norm"}),
+        (tokenizer_file.parent, "finetune", {"loss", "mse", "gradient_norm"}),
+        (tokenizer_file.parent, "codebooks", {"bits", "most_bits", "least_bits"}),
+        (model_file.parent, "entropy", {"loss", "gradient_norm"}),
+    ):
+        assert names <= {name for found, _, name, _ in logged(run) if found == stage}, stage
+    sheets = list((tokenizer_file.parent / "samples").glob("*.png"))
+    assert sheets
+    with Image.open(sheets[0]) as sheet:
+        assert sheet.size[1] == 2 * 64
+
+
+def test_what_each_stage_changes(photos: Path, tmp_path: Path) -> None:
+    """The joint stage moves everything, fine-tuning the synthesis alone: tokens stay what the entropy model learns."""
+    tokenizers = {}
+    for name, joint, finetune in (("codebooks", 0, 0), ("joint", 3, 0), ("finetune", 0, 3)):
+        config = tokenizer_config(photos, tmp_path / name)
+        steps = {"joint": joint, "finetune": finetune}
+        stages = {stage: getattr(config, stage).model_copy(update={"steps": n}) for stage, n in steps.items()}
+        tokenizers[name] = load_file(train_tokenizer.train(config.model_copy(update=stages)))
+
+    def changed(name: str) -> set[str]:
+        before = tokenizers["codebooks"]
+        return {key for key, tensor in tokenizers[name].items() if not torch.equal(tensor, before[key])}
+
+    parts = ("analysis.", "synthesis.", "quantizer.codebook", "quantizer.prior_logits")
+    assert all(any(part in key for key in changed("joint")) for part in parts)
+    assert changed("finetune")
+    assert all(key.startswith("tokenizer.synthesis.") for key in changed("finetune"))
+
+
+def test_training_on_from_an_earlier_run(photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path) -> None:
+    def without(config: Any, *stages: str) -> Any:
+        return config.model_copy(
+            update={stage: getattr(config, stage).model_copy(update={"steps": 0}) for stage in stages}
+        )
+
+    config = without(tokenizer_config(photos, tmp_path / "tokenizer"), "transform", "joint", "finetune")
+    trained_on = train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file}))
+    (earlier, _), (later, facts) = load_tokenizer(tokenizer_file), load_tokenizer(trained_on)
+    for network in ("analysis", "synthesis"):
+        before, after = getattr(earlier, network).state_dict(), getattr(later, network).state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(later.quantizer.order, earlier.quantizer.order)
+    used = later.quantizer.prior_bits()[0] < 6  # codewords that are never used may be restarted elsewhere
+    distances = (later.quantizer.codebook[0] - earlier.quantizer.codebook[0]).abs()
+    spread = earlier.quantizer.codebook[0].std(0)
+    moved = torch.stack([(distances[:, run] / spread[run]).amax(1) for run in earlier.quantizer.runs()])
+    assert used.sum() > 20
+    assert 0 < moved[used].median() < 0.3
+    assert str(tokenizer_file.parent) not in str(facts)
+
+    config = without(entropy_config(photos, trained_on, tmp_path / "entropy"), "stage")
+    earlier_weights = model_file.with_name(train_entropy_model.FLOAT_MODEL)
+    model = EntropyModel.for_quantizer(config.model, later.quantizer)
+    train_entropy_model.take_over_weights(model, earlier_weights)
+    learned = torch.load(earlier_weights, weights_only=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, learned[name]) == (name != "token_values"), name
+    assert train_entropy_model.train(config.model_copy(update={"start_from": earlier_weights})).exists()
+
+    strange = make_tiny_tokenizer(seed=9).quantizer
+    model = EntropyModel.for_quantizer(config.model, strange)
+    factors = model.token_factors.clone()
+    train_entropy_model.take_over_weights(model, earlier_weights)
+    assert torch.equal(model.token_factors, factors)  # other codewords: theirs stay
+    assert torch.equal(model.head.bias, learned["head.bias"])
+
+
+def test_density_is_fitted_to_transforms_that_were_taken_over(photos: Path, tmp_path: Path) -> None:
+    config = tokenizer_config(photos, tmp_path / "run")
+    run = TrainingRun.open(config.run, None)
+    sampler = open_photos(run, config.data).sampler
+    transform = train_tokenizer.TransformStage(Tokenizer(config.model))
+    before = {name: tensor.clone() for name, tensor in transform.state_dict().items()}
+    x, step = sampler.batch(0, 8), torch.full((8, 1, 1, 1), 4.0)
+    fresh = transform(x, step, None, False)[0].mean()
+    train_tokenizer.fit_density(config, transform, sampler, run)
+    assert transform(x, step, None, False)[0].mean() < 0.8 * fresh
+    changed = {name for name, tensor in transform.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"density.weight", "density.mean", "density.log_scale"}
+
+
+def test_a_larger_model_begins_as_the_same_function(
+    photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path
+) -> None:
+    config = tokenizer_config(photos, tmp_path / "tokenizer")
+    larger = config.model.autoencoder.model_copy(
+        update={"synthesis_channels": (12, 24, 20), "synthesis_blocks": (2, 1, 3)}
+    )
+    none = config.transform.model_copy(update={"steps": 0})
+    changes = {
+        "model": config.model.model_copy(update={"autoencoder": larger}),
+        "start_from": tokenizer_file,
+        "codebooks": config.codebooks.model_copy(update={"iterations": 0}),
+        "transform": none,
+        "joint": none,
+    }
+    grown_file = train_tokenizer.train(config.model_copy(update={**changes, "finetune": none}))
+    (earlier, _), (grown, _) = load_tokenizer(tokenizer_file), load_tokenizer(grown_file)
+    x = torch.rand(1, 3, 64, 80)
+    tokens = earlier.encode(x, 1.0)
+    assert torch.equal(grown.encode(x, 1.0), tokens)
+    level = earlier.quantizer.level(1.0)[None]
+    assert torch.allclose(grown.decode(tokens, level), earlier.decode(tokens, level), atol=1e-5)
+
+    config = config.model_copy(
+        update={**changes, "run": config.run.model_copy(update={"output": tmp_path / "trained"})}
+    )
+    trained, _ = load_tokenizer(train_tokenizer.train(config))
+    assert torch.equal(trained.encode(x, 1.0), tokens)
+    before, after = grown.synthesis.state_dict(), trained.synthesis.state_dict()
+    for name, tensor in before.items():
+        still = (tensor == 0) & (after[name] == 0)
+        assert still.float().mean() < 0.5 or tensor.ndim < 4, name  # gradients reach the zeros
+
+    config = entropy_config(photos, grown_file, tmp_path / "entropy")
+    float_weights = model_file.with_name(train_entropy_model.FLOAT_MODEL)
+    small = EntropyModel.for_quantizer(config.model, earlier.quantizer)
+    train_entropy_model.take_over_weights(small, float_weights)
+    deeper = config.model.model_copy(update={"num_layers": config.model.num_layers + 2 * config.model.attention_every})
+    model = EntropyModel.for_quantizer(deeper, grown.quantizer)
+    train_entropy_model.take_over_weights(model, float_weights)
+    features = small.features(tokens, torch.rand(tokens.shape) < 0.5, level)
+    assert torch.equal(model.hidden(features), small.hidden(features))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        ({"blocks": (1, 1, 0)}, "fewer blocks"),
+        ({"synthesis_blocks": (0, 2, 3)}, "fewer blocks"),
+        ({"channels": (4, 16, 16)}, "fewer channels"),
+        ({"latent_channels": 8}, "another latent"),
+        ({"latent_unit": 10.0}, "another latent"),
+    ],
+)
+def test_training_on_needs_sizes_that_fit(
+    sizes: dict[str, Any], complaint: str, photos: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    config = tokenizer_config(photos, tmp_path / "run")
+    other = config.model.model_copy(update={"autoencoder": config.model.autoencoder.model_copy(update=sizes)})
+    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: .* {complaint} than this tokenizer"):
+        train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
+    quantizer = config.model.quantizer.model_copy(update={"num_codewords": 5})
+    other = config.model.model_copy(update={"quantizer": quantizer})
+    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: the quantizer"):
+        train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
+
+
+def test_interrupted_tokenizer_training_leaves_no_trace(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    config = tokenizer_config(photos, tmp_path / "run", max_minutes=1e-9)
+    assert until_done(train_tokenizer.train, config) >= 6
+    whole, resumed = load_file(tokenizer_file), load_file(tmp_path / "run" / "tokenizer.safetensors")
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+    assert logged(tmp_path / "run") == logged(tokenizer_file.parent)
+
+
+def test_interrupted_entropy_training_leaves_no_trace(
+    photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path
+) -> None:
+    config = entropy_config(photos, tokenizer_file, tmp_path / "run", max_minutes=1e-9)
+    assert until_done(train_entropy_model.train, config) == 8
+    assert load_model(tmp_path / "run" / model_file.name).model_id == load_model(model_file).model_id
+    assert logged(tmp_path / "run") == logged(model_file.parent)
+
+
+def test_a_finished_run_can_be_resumed_to_nothing_new(photos: Path, tokenizer_file: Path) -> None:
+    before = load_file(tokenizer_file)
+    train_tokenizer.train(tokenizer_config(photos, tokenizer_file.parent), resume="auto")
+    after = load_file(tokenizer_file)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_runs_are_not_overwritten(photos: Path, tokenizer_file: Path) -> None:
+    with pytest.raises(OutputError, match="--resume auto"):
+        train_tokenizer.train(tokenizer_config(photos, tokenizer_file.parent))
+
+
+def test_resuming_from_nothing(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        train_tokenizer.train(tokenizer_config(photos, tmp_path / "run"), resume=tmp_path / "none.pt")
+    run = TrainingRun.open(RunConfig(output=tmp_path / "new", device="cpu"), "auto")
+    assert run.resumed is None  # auto starts where there is nothing to resume
+
+
+def test_tokenizer_must_be_there(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="No such file"):
+        train_entropy_model.train(entropy_config(photos, tmp_path / "none.safetensors", tmp_path / "run"))
+
+
+def test_folder_that_cannot_be_made(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        train_tokenizer.train(tokenizer_config(photos, tmp_path / "file" / "run"))
+
+
+def with_stages(config: Any, **changes: Any) -> Any:
+    """The same training with other settings in each of its stages."""
+    names = [name for name, value in config if isinstance(value, StageConfig)]
+    return config.model_copy(update={name: getattr(config, name).model_copy(update=changes) for name in names})
+
+
+def assert_same_curve(run: Path, other: Path) -> None:
+    """Two logs have the same rows, and but for rounding the same numbers."""
+    rows, other_rows = logged(run), logged(other)
+    assert [row[:3] for row in rows] == [row[:3] for row in other_rows]
+    numbers, other_numbers = ([float(row[3]) for row in found] for found in (rows, other_rows))
+    assert numbers == pytest.approx(other_numbers, rel=1e-3, abs=1e-4)
+
+
+def test_micro_batches_add_up(photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path) -> None:
+    config = with_stages(tokenizer_config(photos, tmp_path / "tokenizer"), accumulate=2)
+    assert config.transform.accumulate == 2
+    train_tokenizer.train(config)
+    assert_same_curve(tmp_path / "tokenizer", tokenizer_file.parent)
+    config = with_stages(entropy_config(photos, tokenizer_file, tmp_path / "entropy"), accumulate=4)
+    train_entropy_model.train(config)
+    assert_same_curve(tmp_path / "entropy", model_file.parent)
+
+
+def test_micro_batches_of_a_process() -> None:
+    samples = [list(range(12)[part]) for part in micro_batches(12, 3, slice(1, None, 2))]
+    assert samples == [[1, 7], [3, 9], [5, 11]]
+    with pytest.raises(ConfigError, match="multiple of accumulate x processes, 3 x 2"):
+        micro_batches(8, 3, slice(1, None, 2))
+
+
+def test_two_processes_follow_the_curve_of_one(
+    photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path
+) -> None:
+    """Through the launcher and the command line, as on a cluster; both only add up gradients in another order."""
+    for kind, config, alone in (
+        ("tokenizer", tokenizer_config(photos, tmp_path / "tokenizer"), tokenizer_file),
+        ("entropy", entropy_config(photos, tokenizer_file, tmp_path / "entropy"), model_file),
+    ):
+        recipe = tmp_path / f"{kind}.json"  # JSON is YAML
+        recipe.write_text(config.model_dump_json(), encoding="utf-8")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = subprocess.run(
+            [*launch, "-m", "pqmim", "train", kind, "-c", str(recipe)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [str(tmp_path / kind / alone.name)]  # one process speaks for both
+        assert_same_curve(tmp_path / kind, alone.parent)
+        assert (tmp_path / kind / alone.name).exists()
+
+
+def test_one_process_needs_no_extra(
+    photos: Path, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("accelerate", "tensorboard", "torch.utils.tensorboard", "webdataset"):
+        monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    train_tokenizer.train(tokenizer_config(photos, tmp_path / "run"))
+    assert logged(tmp_path / "run") == logged(tokenizer_file.parent)
+
+
+def test_networks_are_compiled_if_asked_for(
+    photos: Path, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
+    train_tokenizer.train(tokenizer_config(photos, tmp_path / "tokenizer", compile=True))
+    train_entropy_model.train(entropy_config(photos, tokenizer_file, tmp_path / "entropy", compile=True))
+    tokenizer = ["TransformStage", "Analysis", "Synthesis", "Analysis", "Synthesis"]  # three stages
+    assert compiled == [*tokenizer, "TransformerLayer", "TransformerLayer"]
+
+
+def test_a_launcher_needs_accelerate(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match="accelerate"):
+        train_tokenizer.train(tokenizer_config(photos, tmp_path / "run"))
+
+
+def test_batches_that_cannot_be_dealt() -> None:
+    with pytest.raises(ConfigError, match="multiple of the 3 processes"):
+        Workers(torch.device("cpu"), rank=1, count=3).part(4)
+
+
+def test_training_on_a_stream_can_be_interrupted(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for index in range(4):
+        with tarfile.open(shards / f"{index}.tar", "w") as shard:
+            for number in range(4):
+                path = tmp_path / f"{index}{number}.png"
+                Image.fromarray(synthetic_photo(70, 80, 4 * index + number)).save(path)
+                shard.add(path, path.name)
+    runs = {}
+    for name, limit in (("whole", None), ("resumed", 1e-9)):
+        config = tokenizer_config(shards, tmp_path / name, max_minutes=limit)
+        stream = {"stream": True, "stream_lanes": 2, "stream_readers": 0, "shuffle_buffer": 2}
+        config = config.model_copy(update={"data": config.data.model_copy(update=stream)})
+        assert until_done(train_tokenizer.train, config) == (0 if limit is None else 15)
+        runs[name] = logged(tmp_path / name)
+    assert runs["whole"] == runs["resumed"]
+
+
+def test_throughput_is_logged(tokenizer_file: Path) -> None:
+    with (tokenizer_file.parent / "log.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row[3] in ("crops_per_second", "peak_share")]
+    assert {row[3] for row in rows} == {"crops_per_second", "peak_share"}
+    assert all(float(row[4]) > 0 for row in rows)
+    assert all(float(row[4]) < 1 for row in rows if row[3] == "peak_share")
+
+
+def test_draws_do_not_depend_on_who_draws() -> None:
+    def draws(part: slice = ALL, step: int = 5) -> Draws:
+        return Draws(1, step, 6, part, torch.device("cpu"))
+
+    whole = draws()
+    uniform, noise = whole.uniform(2), whole.noise(3, 4)
+    assert uniform.shape == (6, 2)
+    assert noise.shape == (6, 3, 4)
+    assert len(noise.unique()) == noise.numel()
+    for first in range(3):
+        part = slice(first, None, 3)
+        mine = draws(part)
+        assert torch.equal(mine.uniform(2), uniform[part])
+        assert torch.equal(mine.noise(3, 4), noise[part])
+    assert not torch.equal(draws(step=6).uniform(2), uniform)
+    assert not torch.equal(draws(step=6).noise(3, 4), noise)
+
+
+def test_trade_offs_are_drawn_over_all_that_the_levels_serve() -> None:
+    quantizer = make_tiny_tokenizer().quantizer
+    low, high = quantizer.w_range()
+    w = train_tokenizer.draw_w(quantizer, Draws(1, 0, 4000, ALL, torch.device("cpu")))
+    quantiles = w.log().quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    assert torch.allclose(quantiles, torch.linspace(math.log(low), math.log(high), 5), atol=0.15)
+    assert low <= float(w.min())
+    assert float(w.max()) <= high
+    assert len(quantizer.level(w).unique()) == NUM_LEVELS
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    stage = StageConfig(steps=100, warmup_steps=10, final_learning_rate=0.1)
+    factors = [learning_rate_factor(stage, step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == max(factors) == 1
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] == pytest.approx(0.1, abs=0.01)
