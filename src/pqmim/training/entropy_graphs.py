@@ -1,0 +1,326 @@
+"""The exact entropy model as ONNX graphs: one small graph for each part of a layer, in each kernel.
+
+The codec runs them on chunks of rows and windows (`pqmim.exact_entropy`), so that memory is bounded; layers share their
+graphs, weights are handed over by name. Interchange between parts: the residual stream as float32 that carries
+integers, activations as uint8 in which 128 stands for 0.
+
+docs/exactness.md says of each operator why its result is the same everywhere. Two patterns must not occur, since ONNX
+Runtime rewrites them to something that rounds differently: a product followed by a multiplication with a scalar
+constant, and `1 / x` followed by a multiplication. Here scales are vectors, and a `Cast` stands behind every division.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import TensorProto
+
+from pqmim.config import EntropyModelConfig
+from pqmim.fixed_point import (
+    ACTIVATION_UNIT,
+    ATTENTION_ONE,
+    EXPONENTIAL_ONE,
+    INT8_MAX,
+    LOGIT_UNIT,
+    NORM_EPSILON,
+    RESIDUAL_MAX,
+    SCORE_UNIT,
+    exponential_table_length,
+    score_scale,
+)
+from pqmim.model_files import Graph
+from pqmim.range_coding import PRECISION
+from pqmim.schedule import Schedule
+from pqmim.training.graph_builder import CONTRIB, GraphBuilder
+
+GRAPH_KERNELS = ("float32", "matmulinteger", "qgemm", "qgemm-s8")
+"""How integer products are computed: see `exact_entropy.KERNELS`."""
+ZERO = 128
+"""The uint8 that stands for 0."""
+
+
+def entropy_graphs(config: EntropyModelConfig, num_subquantizers: int, num_codewords: int, num_kept: int) -> dict[str, Graph]:
+    """All graphs of an entropy model.
+
+    Args:
+        config: sizes.
+        num_subquantizers, num_codewords, num_kept: M, K and D' of the tokenizer.
+
+    Returns:
+        "embed" and "frequencies"; for each kernel "KERNEL/attend", "KERNEL/project", "KERNEL/feed" and
+        "KERNEL/head.G" for group G. Their weights are named relative to a layer where they contain "{layer}".
+    """
+    graphs = {"embed": _embed(config), "frequencies": _frequencies(config, num_codewords)}
+    schedule = Schedule(num_subquantizers, config.group_steps)
+    for kernel in GRAPH_KERNELS:
+        graphs[f"{kernel}/attend"] = _attend(config, kernel)
+        graphs[f"{kernel}/project"] = _project(config, kernel)
+        graphs[f"{kernel}/feed"] = _feed(config, kernel)
+        for group in range(schedule.num_groups):
+            first, last = schedule.group_bounds(group)
+            graphs[f"{kernel}/head.{group}"] = _head(config, kernel, num_subquantizers, first, last)
+    return graphs
+
+
+class _PartBuilder(GraphBuilder):
+    """Operations that the parts share."""
+
+    def __init__(self, config: EntropyModelConfig, kernel: str = "float32") -> None:
+        super().__init__()
+        self.config = config
+        self.kernel = kernel
+
+    def clip(self, x: str, low: float, high: float) -> str:
+        return self.op("Clip", x, self.constant(low, np.float32), self.constant(high, np.float32))
+
+    def to_activations(self, x: str, output: str | None = None) -> str:
+        """Float32 integers in [-127, 127] -> uint8."""
+        biased = self.op("Add", x, self.constant(ZERO, np.float32))
+        return self.op("Cast", biased, output=output, to=TensorProto.UINT8)
+
+    def from_activations(self, x: str) -> str:
+        """Inverse of `to_activations`."""
+        return self.op("Sub", self.cast(x, np.float32), self.constant(ZERO, np.float32))
+
+    def normalize(self, h: str, output: str) -> str:
+        """Root-mean-square normalization of the residual stream (n, C) to activations."""
+        double = self.cast(h, np.float64)
+        squares = self.op("ReduceSum", self.op("Mul", double, double), self.ints(-1), keepdims=1)
+        squares = self.op("Add", squares, self.constant(NORM_EPSILON, np.float64))
+        numerator = self.constant(math.sqrt(self.config.width) / ACTIVATION_UNIT, np.float64)
+        gain = self.cast(self.op("Div", numerator, self.op("Sqrt", squares)), np.float32)
+        return self.to_activations(self.clip(self.op("Round", self.op("Mul", h, gain)), -INT8_MAX, INT8_MAX), output)
+
+    def add_to(self, h: str, update: str, output: str) -> str:
+        """Round an update and add it to the residual stream."""
+        return self.op(
+            "Clip",
+            self.op("Add", h, self.op("Round", update)),
+            self.constant(-RESIDUAL_MAX, np.float32),
+            self.constant(RESIDUAL_MAX, np.float32),
+            output=output,
+        )
+
+    def lookup(self, table: str, index: str) -> str:
+        """Entries of a table (n,) at float32 indices; flat `GatherElements` is several times as fast as `Gather`."""
+        flat = self.op("Reshape", self.cast(index, np.int32), self.ints(-1))
+        return self.op("Reshape", self.op("GatherElements", table, flat, axis=0), self.op("Shape", index))
+
+    def linear(
+        self, x: str, name: str, num_inputs: int, num_outputs: int, *, rows: slice | None = None, is_hidden: bool = False
+    ) -> str:
+        """(product + bias) * scale of activations (n, k): float32, not rounded.
+
+        Args:
+            name: of the layer's weights in the file.
+            rows: outputs that are wanted; None = all.
+            is_hidden: the activations are hidden units, 0 to 127 with 0 for 0.
+        """
+        weight, bias, scale = self._weights(name, num_inputs, num_outputs, rows)
+        if self.kernel == "float32":
+            values = self.cast(x, np.float32) if is_hidden else self.from_activations(x)
+            matrix = self.op("Transpose", self.cast(weight, np.float32), perm=[1, 0])
+            total = self.op("Add", self.op("MatMul", values, matrix), self.cast(bias, np.float32))
+            return self.op("Mul", total, scale)
+        zero = self.constant(0 if is_hidden else ZERO, np.uint8)
+        # Two products of hidden units (0 to 127) with signed weights fit 16 bits; of other activations they do not,
+        # and processors without VNNI saturate there.
+        is_signed = is_hidden or self.kernel == "qgemm-s8"
+        matrix, matrix_zero = (weight, 0) if is_signed else (self._unsigned(weight), ZERO)
+        zero_type = np.int8 if is_signed else np.uint8
+        if self.kernel == "matmulinteger":
+            matrix = self.op("Transpose", matrix, perm=[1, 0])
+            total = self.op("MatMulInteger", x, matrix, zero, self.constant(matrix_zero, zero_type))
+            return self.op("Mul", self.cast(self.op("Add", total, bias), np.float32), scale)
+        zeros = self.constant(np.full(self._num_rows(num_outputs, rows), matrix_zero), zero_type)
+        one = self.constant(1, np.float32)
+        return self.op("QGemm", x, one, zero, matrix, scale, zeros, bias, domain=CONTRIB, transB=1)
+
+    def requantized(
+        self,
+        x: str,
+        name: str,
+        num_inputs: int,
+        num_outputs: int,
+        *,
+        rows: slice | None = None,
+        rectify: bool = False,
+    ) -> str:
+        """`linear`, rounded to activations; if rectified, to hidden units (0 stands for 0)."""
+        if self.kernel.startswith("qgemm"):  # product, bias, scale, rounding and saturation in one operator
+            weight, bias, scale = self._weights(name, num_inputs, num_outputs, rows)
+            is_signed = self.kernel == "qgemm-s8"
+            matrix, matrix_zero = (weight, 0) if is_signed else (self._unsigned(weight), ZERO)
+            one = self.constant(1, np.float32)
+            count = self._num_rows(num_outputs, rows)
+            zeros = self.constant(np.full(count, matrix_zero), np.int8 if is_signed else np.uint8)
+            output_zero = self.constant(0 if rectify else ZERO, np.uint8)
+            inputs = (x, one, self.constant(ZERO, np.uint8), matrix, scale, zeros, bias, one, output_zero)
+            y = self.op("QGemm", *inputs, domain=CONTRIB, transB=1)
+            low, high = (0, INT8_MAX) if rectify else (ZERO - INT8_MAX, ZERO + INT8_MAX)
+            return self.op("Clip", y, self.constant(low, np.uint8), self.constant(high, np.uint8))
+        y = self.op("Round", self.linear(x, name, num_inputs, num_outputs, rows=rows))
+        y = self.clip(y, 0 if rectify else -INT8_MAX, INT8_MAX)
+        return self.cast(y, np.uint8) if rectify else self.to_activations(y)
+
+    def _weights(self, name: str, num_inputs: int, num_outputs: int, rows: slice | None) -> tuple[str, str, str]:
+        tensors = (
+            self.weight(f"{name}.weight", f"entropy.{name}.weight", (num_outputs, num_inputs), np.int8),
+            self.weight(f"{name}.bias", f"entropy.{name}.bias", (num_outputs,), np.int32),
+            self.weight(f"{name}.scale", f"entropy.{name}.scale", (num_outputs,), np.float32),
+        )
+        if rows is None:
+            return tensors
+        first, last = self.ints(rows.start), self.ints(rows.stop)
+        weight, bias, scale = (self.op("Slice", tensor, first, last, self.ints(0)) for tensor in tensors)
+        return weight, bias, scale
+
+    def _unsigned(self, weight: str) -> str:
+        """Int8 weights -> uint8 in which 128 stands for 0; folded when a session is made."""
+        return self.cast(self.op("Add", self.cast(weight, np.int32), self.constant(ZERO, np.int32)), np.uint8)
+
+    @staticmethod
+    def _num_rows(num_outputs: int, rows: slice | None) -> int:
+        return num_outputs if rows is None else int(rows.stop - rows.start)
+
+
+def _embed(config: EntropyModelConfig) -> Graph:
+    """Embedding sums -> residual stream, and its normalization."""
+    builder = _PartBuilder(config)
+    width = config.width
+    scale = builder.weight("embed.scale", "entropy.embed.scale", (width,), np.float32)
+    h = builder.op("Round", builder.op("Mul", "embedded", scale))
+    h = builder.op(
+        "Clip",
+        h,
+        builder.constant(-RESIDUAL_MAX, np.float32),
+        builder.constant(RESIDUAL_MAX, np.float32),
+        output="h",
+    )
+    builder.normalize(h, "x")
+    return builder.build(
+        [("embedded", np.float32, ("n", width))], [("h", np.float32, ("n", width)), ("x", np.uint8, ("n", width))]
+    )
+
+
+def _attend(config: EntropyModelConfig, kernel: str) -> Graph:
+    """Attention in windows of T positions, one after the other in the rows of the input."""
+    builder = _PartBuilder(config, kernel)
+    width, head_width, num_keys = config.width, config.head_width, config.window**2
+    heads = width // head_width
+    qkv = builder.requantized("x", "{layer}attention.query_key_value", width, 3 * width)
+    parts = builder.op("Reshape", builder.from_activations(qkv), builder.ints(-1, num_keys, 3, heads, head_width))
+    parts = builder.op("Transpose", parts, perm=[2, 0, 3, 1, 4])  # (3, windows, heads, T, head_width)
+    q, k, v = (builder.op("Gather", parts, builder.constant(index, np.int64), axis=0) for index in range(3))
+    scores = builder.op("MatMul", q, builder.op("Transpose", k, perm=[0, 1, 3, 2]))
+    # A vector, since a scalar would be fused into the product.
+    scale = builder.constant(np.full((heads, 1, 1), score_scale(head_width)), np.float32)
+    scores = builder.op("Round", builder.op("Mul", scores, scale))
+    scores = builder.op("Add", builder.op("Add", scores, _position_bias(builder)), "mask")
+    best = builder.op("ReduceMax", scores, axes=[-1], keepdims=1)
+    length = exponential_table_length(ATTENTION_ONE, SCORE_UNIT)
+    below = builder.op("Min", builder.op("Sub", best, scores), builder.constant(length - 1, np.float32))
+    table = builder.weight("score_table", "entropy.score_table", (length,), np.int32)
+    weights = builder.lookup(builder.cast(table, np.float32), below)
+    total = builder.op("ReduceSum", weights, builder.ints(-1), keepdims=1)
+    mixed = builder.op("Round", builder.op("Div", builder.op("MatMul", weights, v), total))
+    mixed = builder.op("Reshape", builder.op("Transpose", mixed, perm=[0, 2, 1, 3]), builder.ints(-1, width))
+    builder.to_activations(mixed, "mixed")
+    return builder.build(
+        [("x", np.uint8, ("n", width)), ("mask", np.float32, ("windows", 1, 1, num_keys))],
+        [("mixed", np.uint8, ("n", width))],
+    )
+
+
+def _position_bias(builder: _PartBuilder) -> str:
+    """(heads, T, T) float32 from the table of relative positions, folded when a session is made."""
+    window = builder.config.window
+    span, heads = 2 * window - 1, builder.config.width // builder.config.head_width
+    y, x = (axis.ravel() for axis in np.mgrid[:window, :window])
+
+    def differences(axis: np.ndarray, step: int) -> str:
+        # (query - key + window - 1) * step
+        of_query = builder.constant((axis[:, None] + window - 1) * step, np.int64)
+        return builder.op("Sub", of_query, builder.constant(axis[None, :] * step, np.int64))
+
+    pairs = builder.op("Add", differences(y, span), differences(x, 1))
+    table = builder.weight(
+        "{layer}attention.position_bias", "entropy.{layer}attention.position_bias", (span**2, heads), np.int32
+    )
+    gathered = builder.op("Gather", builder.cast(table, np.float32), pairs, axis=0)
+    return builder.op("Transpose", gathered, perm=[2, 0, 1])
+
+
+def _project(config: EntropyModelConfig, kernel: str) -> Graph:
+    """Projection of the attention's output, added to the residual stream."""
+    builder = _PartBuilder(config, kernel)
+    width = config.width
+    update = builder.linear("mixed", "{layer}attention.project", width, width)
+    builder.normalize(builder.add_to("h", update, "h_out"), "x_out")
+    return _updating(builder, "mixed")
+
+
+def _feed(config: EntropyModelConfig, kernel: str) -> Graph:
+    """Feed-forward part, added to the residual stream."""
+    builder = _PartBuilder(config, kernel)
+    width, hidden_width = config.width, config.width * config.mlp_ratio
+    hidden = builder.requantized("x", "{layer}feed_forward.expand", width, hidden_width, rectify=True)
+    update = builder.linear(hidden, "{layer}feed_forward.project", hidden_width, width, is_hidden=True)
+    builder.normalize(builder.add_to("h", update, "h_out"), "x_out")
+    return _updating(builder, "x")
+
+
+def _updating(builder: _PartBuilder, activations: str) -> Graph:
+    width = builder.config.width
+    return builder.build(
+        [("h", np.float32, ("n", width)), (activations, np.uint8, ("n", width))],
+        [("h_out", np.float32, ("n", width)), ("x_out", np.uint8, ("n", width))],
+    )
+
+
+def _head(config: EntropyModelConfig, kernel: str, num_subquantizers: int, first: int, last: int) -> Graph:
+    """Output of the network -> what the frequencies of sub-quantizers `first` to `last` are made of."""
+    builder = _PartBuilder(config, kernel)
+    width, rank = config.width, config.token_rank
+    rows = slice(first * rank, last * rank)
+    head = builder.requantized("x", "head", width, num_subquantizers * rank, rows=rows)
+    head = builder.op("Reshape", head, builder.ints(-1, last - first, rank))
+    builder.op("Transpose", head, output="head", perm=[1, 0, 2])
+    return builder.build([("x", np.uint8, ("n", width))], [("head", np.uint8, (last - first, "n", rank))])
+
+
+def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
+    """Head outputs -> range-coder frequencies, see `exact_numpy.frequencies_of_logits`."""
+    builder = _PartBuilder(config)
+    rank = config.token_rank
+    factors = builder.op("Transpose", builder.cast("factors", np.float32), perm=[0, 2, 1])
+    products = builder.op("MatMul", builder.from_activations("head"), factors)
+    logits = builder.op("Round", builder.op("Mul", products, "scale"))
+    logits = builder.op("Add", logits, builder.cast("bias", np.float32))
+    best = builder.op("ReduceMax", logits, axes=[-1], keepdims=1)
+    index_of_best = builder.op("ArgMax", logits, axis=-1, keepdims=1, select_last_index=0)
+    length = exponential_table_length(EXPONENTIAL_ONE, LOGIT_UNIT)
+    below = builder.op("Min", builder.op("Sub", best, logits), builder.constant(length - 1, np.float32))
+    table = builder.weight("logit_table", "entropy.logit_table", (length,), np.int32)
+    mass = builder.lookup(builder.cast(table, np.float32), below)
+    # Below 512 codewords of at most 2^15 the sum is exact in float32.
+    total = builder.cast(mass, np.float64) if num_codewords >= 512 else mass
+    total = builder.cast(builder.op("ReduceSum", total, builder.ints(-1), keepdims=1), np.float64)
+    numerator = builder.constant((1 << PRECISION) - num_codewords, np.float64)
+    share = builder.cast(builder.op("Div", numerator, total), np.float32)
+    frequencies = builder.op("Add", builder.op("Floor", builder.op("Mul", mass, share)), builder.constant(1, np.float32))
+    used = builder.op("ReduceSum", frequencies, builder.ints(-1), keepdims=1)
+    rest = builder.op("Sub", builder.constant(1 << PRECISION, np.float32), used)
+    frequencies = builder.op("ScatterElements", frequencies, index_of_best, rest, axis=-1, reduction="add")
+    builder.op("Cast", frequencies, output="frequencies", to=TensorProto.INT32)
+    return builder.build(
+        [
+            ("head", np.uint8, ("m", "n", rank)),
+            ("factors", np.int8, ("m", num_codewords, rank)),
+            ("scale", np.float32, ("m", 1, 1)),
+            ("bias", np.int32, ("m", 1, num_codewords)),
+        ],
+        [("frequencies", np.int32, ("m", "n", num_codewords))],
+    )
+
