@@ -40,16 +40,16 @@ ZERO = 128
 """The uint8 that stands for 0."""
 
 
-def entropy_graphs(config: EntropyModelConfig, num_subquantizers: int, num_codewords: int, num_kept: int) -> dict[str, Graph]:
+def entropy_graphs(config: EntropyModelConfig, num_subquantizers: int, num_codewords: int) -> dict[str, Graph]:
     """All graphs of an entropy model.
 
     Args:
         config: sizes.
-        num_subquantizers, num_codewords, num_kept: M, K and D' of the tokenizer.
+        num_subquantizers, num_codewords: M and K of the tokenizer.
 
     Returns:
         "embed" and "frequencies"; for each kernel "KERNEL/attend", "KERNEL/project", "KERNEL/feed" and
-        "KERNEL/head.G" for group G. Their weights are named relative to a layer where they contain "{layer}".
+        "KERNEL/head.G" for group G. In the names of their weights "{layer}" is the number of a layer.
     """
     graphs = {"embed": _embed(config), "frequencies": _frequencies(config, num_codewords)}
     schedule = Schedule(num_subquantizers, config.group_steps)
@@ -117,7 +117,7 @@ class _PartBuilder(GraphBuilder):
             rows: outputs that are wanted; None = all.
             is_hidden: the activations are hidden units, 0 to 127 with 0 for 0.
         """
-        weight, bias, scale = self._weights(name, num_inputs, num_outputs, rows)
+        weight, bias, scale = self._layer_weights(name, num_inputs, num_outputs, rows)
         if self.kernel == "float32":
             values = self.cast(x, np.float32) if is_hidden else self.from_activations(x)
             matrix = self.op("Transpose", self.cast(weight, np.float32), perm=[1, 0])
@@ -149,7 +149,7 @@ class _PartBuilder(GraphBuilder):
     ) -> str:
         """`linear`, rounded to activations; if rectified, to hidden units (0 stands for 0)."""
         if self.kernel.startswith("qgemm"):  # product, bias, scale, rounding and saturation in one operator
-            weight, bias, scale = self._weights(name, num_inputs, num_outputs, rows)
+            weight, bias, scale = self._layer_weights(name, num_inputs, num_outputs, rows)
             is_signed = self.kernel == "qgemm-s8"
             matrix, matrix_zero = (weight, 0) if is_signed else (self._unsigned(weight), ZERO)
             one = self.constant(1, np.float32)
@@ -164,7 +164,7 @@ class _PartBuilder(GraphBuilder):
         y = self.clip(y, 0 if rectify else -INT8_MAX, INT8_MAX)
         return self.cast(y, np.uint8) if rectify else self.to_activations(y)
 
-    def _weights(self, name: str, num_inputs: int, num_outputs: int, rows: slice | None) -> tuple[str, str, str]:
+    def _layer_weights(self, name: str, num_inputs: int, num_outputs: int, rows: slice | None) -> tuple[str, str, str]:
         tensors = (
             self.weight(f"{name}.weight", f"entropy.{name}.weight", (num_outputs, num_inputs), np.int8),
             self.weight(f"{name}.bias", f"entropy.{name}.bias", (num_outputs,), np.int32),
@@ -209,7 +209,7 @@ def _attend(config: EntropyModelConfig, kernel: str) -> Graph:
     builder = _PartBuilder(config, kernel)
     width, head_width, num_keys = config.width, config.head_width, config.window**2
     heads = width // head_width
-    qkv = builder.requantized("x", "{layer}attention.query_key_value", width, 3 * width)
+    qkv = builder.requantized("x", "layers.{layer}.attention.query_key_value", width, 3 * width)
     parts = builder.op("Reshape", builder.from_activations(qkv), builder.ints(-1, num_keys, 3, heads, head_width))
     parts = builder.op("Transpose", parts, perm=[2, 0, 3, 1, 4])  # (3, windows, heads, T, head_width)
     q, k, v = (builder.op("Gather", parts, builder.constant(index, np.int64), axis=0) for index in range(3))
@@ -246,7 +246,7 @@ def _position_bias(builder: _PartBuilder) -> str:
 
     pairs = builder.op("Add", differences(y, span), differences(x, 1))
     table = builder.weight(
-        "{layer}attention.position_bias", "entropy.{layer}attention.position_bias", (span**2, heads), np.int32
+        "layers.{layer}.attention.position_bias", "entropy.layers.{layer}.attention.position_bias", (span**2, heads), np.int32
     )
     gathered = builder.op("Gather", builder.cast(table, np.float32), pairs, axis=0)
     return builder.op("Transpose", gathered, perm=[2, 0, 1])
@@ -256,7 +256,7 @@ def _project(config: EntropyModelConfig, kernel: str) -> Graph:
     """Projection of the attention's output, added to the residual stream."""
     builder = _PartBuilder(config, kernel)
     width = config.width
-    update = builder.linear("mixed", "{layer}attention.project", width, width)
+    update = builder.linear("mixed", "layers.{layer}.attention.project", width, width)
     builder.normalize(builder.add_to("h", update, "h_out"), "x_out")
     return _updating(builder, "mixed")
 
@@ -265,8 +265,8 @@ def _feed(config: EntropyModelConfig, kernel: str) -> Graph:
     """Feed-forward part, added to the residual stream."""
     builder = _PartBuilder(config, kernel)
     width, hidden_width = config.width, config.width * config.mlp_ratio
-    hidden = builder.requantized("x", "{layer}feed_forward.expand", width, hidden_width, rectify=True)
-    update = builder.linear(hidden, "{layer}feed_forward.project", hidden_width, width, is_hidden=True)
+    hidden = builder.requantized("x", "layers.{layer}.feed_forward.expand", width, hidden_width, rectify=True)
+    update = builder.linear(hidden, "layers.{layer}.feed_forward.project", hidden_width, width, is_hidden=True)
     builder.normalize(builder.add_to("h", update, "h_out"), "x_out")
     return _updating(builder, "x")
 
