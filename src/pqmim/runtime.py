@@ -1,0 +1,175 @@
+"""Networks at run time: ONNX Runtime sessions over the tensors of a model file, and the threads that run them.
+
+Nothing here waits by spinning: on a busy machine a thread that spins takes the core from the one that it waits for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from pqmim.errors import ConfigError, ModelError
+from pqmim.model_files import Graph
+from pqmim.options import Device
+
+MAX_THREADS = 8
+"""Threads that are taken unless more are asked for: beyond them a picture gets hardly faster."""
+CHANGES_VALUES = ("MatMulScaleFusion", "DivMulFusion")
+"""Rewrites of ONNX Runtime that round differently from what a graph says. The graphs give them no occasion; this is the
+second lock on the door."""
+CPU_PROVIDERS = ("CPUExecutionProvider",)
+CUDA_PROVIDERS: tuple[Any, ...] = (("CUDAExecutionProvider", {"use_tf32": 0}), *CPU_PROVIDERS)
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+onnxruntime.set_default_logger_severity(3)  # warnings about hardware that nobody asked for
+
+
+class Session:
+    """One graph, ready to run; may be used by several threads at once.
+
+    Args:
+        name: of the graph, for messages.
+        graph: from a model file.
+        tensors: of the model file.
+        layer: that "{layer}" stands for in the names of the graph's weights.
+        threads: that work on one run.
+        providers: of ONNX Runtime.
+        level: how far ONNX Runtime may rewrite the graph: "off", "basic", "extended" or "all".
+
+    Raises:
+        ModelError: graph and tensors do not fit together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        graph: Graph,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        layer: int = 0,
+        threads: int = 1,
+        providers: tuple[Any, ...] = CPU_PROVIDERS,
+        level: str = "basic",
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what goes wrong is raised
+        options.graph_optimization_level = _LEVELS[level]
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            weights = {init: tensors[tensor.format(layer=layer)] for init, tensor in graph.weights.items()}
+            self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
+            options.add_external_initializers(list(weights), self._weights)
+            self._session = onnxruntime.InferenceSession(
+                graph.model, options, providers=list(providers), disabled_optimizers=list(CHANGES_VALUES)
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no common root of their own
+            raise ModelError(f"its graph {name} cannot be used: {_first_line(error)}") from error
+        self.name = name
+        self.outputs = tuple(output.name for output in self._session.get_outputs())
+
+    def run(self, **inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """Outputs for inputs by name.
+
+        Raises:
+            MemoryError: there is not enough.
+        """
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, inputs)
+        except Exception as error:
+            if "alloc" in str(error).lower():  # how ONNX Runtime says it
+                raise MemoryError(_first_line(error)) from error
+            raise
+        return outputs
+
+
+_LEVELS = {
+    "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class Workers:
+    """Runs a function on many small pieces of work, in as many threads as were asked for.
+
+    Args:
+        threads: 1 = the caller's own.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._executor = ThreadPoolExecutor(threads, "pqmim") if threads > 1 else None
+
+    def map(self, function: Callable[[Item], Outcome], items: Iterable[Item]) -> Iterator[Outcome]:
+        """Results in the order of the items; a few items are worked on ahead of the one that is wanted."""
+        if self._executor is None:
+            yield from map(function, items)
+            return
+        pending: deque[Future[Outcome]] = deque()
+        for item in items:
+            pending.append(self._executor.submit(function, item))
+            if len(pending) > self.threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def run(self, function: Callable[[Item], None], items: Sequence[Item]) -> None:
+        """Do all of it."""
+        if len(items) == 1:
+            function(items[0])
+        else:
+            for _ in self.map(function, items):
+                pass
+
+    def chunks(self, count: int, size: int) -> list[slice]:
+        """Cut `count` rows into pieces of at most `size`, all about equal, as many for each thread."""
+        rounds = -(-count // (size * self.threads))
+        number = max(1, min(count, rounds * self.threads))
+        bounds = [count * index // number for index in range(number + 1)]
+        return [slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False) if end > begin]
+
+
+def default_threads() -> int:
+    """The cores that this process may use, at most MAX_THREADS."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
+
+
+def resolve_device(name: str) -> Device:
+    """'auto', 'cpu' or 'cuda' -> where the networks run; auto takes a GPU where ONNX Runtime can use one.
+
+    Raises:
+        ConfigError: unknown name, or CUDA was asked for and is not there.
+    """
+    try:
+        device = Device(name)
+    except ValueError:
+        raise ConfigError(f"device must be auto, cpu or cuda, not {name!r}") from None
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device is Device.CUDA and not has_cuda:
+        raise ConfigError(
+            "device cuda: this ONNX Runtime has no CUDA; in an environment of its own, without the package "
+            "onnxruntime, run: pip install 'pqmim[gpu]'"
+        )
+    return Device.CUDA if has_cuda and device is not Device.CPU else Device.CPU
+
+
+def providers_of(device: Device) -> tuple[Any, ...]:
+    """What ONNX Runtime runs a graph with."""
+    return CUDA_PROVIDERS if device is Device.CUDA else CPU_PROVIDERS
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
