@@ -9,28 +9,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from pqmim import bitstream, rate_control
 from pqmim.bitstream import SCALES, Container
-from pqmim.checkpoints import LoadedModel, find_model, load_model, shipped_models
-from pqmim.config import QualityRange
-from pqmim.encoder import EncodedTokens, PictureEncoder, Region, TokenChoiceOptions, Tune
+from pqmim.config import STRIDE
+from pqmim.encoder import EncodedTokens, PictureEncoder
 from pqmim.errors import (
-    ConfigError,
     DamagedFileError,
     ImageError,
     LimitError,
+    ModelError,
     ModelMismatchError,
     PqmimError,
     TargetError,
     TokenCheckError,
 )
-from pqmim.exact_inference import ExactEntropyModel
-from pqmim.fill import Fill, expected_latent, sample
+from pqmim.exact_entropy import ExactEntropyModel
+from pqmim.fill import expected_latent, sample
 from pqmim.image_io import (
     ImageLike,
     Picture,
@@ -40,14 +37,14 @@ from pqmim.image_io import (
     resize_picture,
     to_pillow,
 )
+from pqmim.model_files import ModelFile, find_model, load_model, shipped_models
+from pqmim.options import MAX_PIXELS, EncodeOptions, Fill, FillOptions
+from pqmim.quantizer import Latent, ProductQuantizer, Tokens
 from pqmim.range_coding import PrefixReader, TokenReader, TokenWriter
-from pqmim.tiled_transforms import TiledTransforms
-from pqmim.token_coding import GivenTokens, TokenGrid, bits_table, code_tokens
-from pqmim.training.autoencoder import STRIDE
-from pqmim.training.tokenizer import Tokenizer
+from pqmim.runtime import Workers, default_threads, resolve_device
+from pqmim.token_coding import Frequencies, GivenTokens, TokenGrid, bits_table, code_tokens
+from pqmim.transforms import Transforms
 
-MAX_PIXELS = 100_000_000
-"""Default limit on width x height, against files that ask for more memory than there is."""
 COARSEST_W = 18.0
 """Where a size would take asking for a coarser trade-off than this (squared latent units per bit), the picture is coded
 at half its size or less; chosen on the validation photos."""
@@ -56,74 +53,6 @@ SCALED_SHARE = 0.9
 them: what makes real sizes meet there; measured on the validation photos."""
 COARSER = 4.0
 """How far beyond the trade-off of quality 0 a target may take the encoder."""
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """How to encode, but for the rate.
-
-    Attributes:
-        effort: 1 to `encoder.MAX_EFFORT`, more is slower and better.
-        tune: what the bits are spent for.
-        regions: parts of the picture that matter more, pixels of the image.
-        keep: share of the tokens to send, in coding order; the decoder fills the rest.
-        scale: code the picture this many times smaller, one of `bitstream.SCALES`; None = as suits the rate.
-        strict: a target below what is possible is an error.
-        max_pixels: larger images are refused.
-    """
-
-    effort: int = TokenChoiceOptions.effort
-    tune: Tune = Tune.PSNR
-    regions: tuple[Region, ...] = ()
-    keep: float = 1.0
-    scale: int | None = None
-    strict: bool = False
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        if self.scale is not None and self.scale not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, not {self.scale}")
-        self.token_choice(1)  # checks the rest
-
-    def token_choice(self, scale: int) -> TokenChoiceOptions:
-        """What concerns the tokens, for a picture scaled down."""
-        regions = tuple(
-            replace(
-                region,
-                x=region.x // scale,
-                y=region.y // scale,
-                width=-(-(region.x + region.width) // scale) - region.x // scale,
-                height=-(-(region.y + region.height) // scale) - region.y // scale,
-            )
-            for region in self.regions
-        )
-        return TokenChoiceOptions(self.effort, self.tune, regions, self.keep)
-
-
-@dataclass(frozen=True)
-class FillOptions:
-    """What becomes of tokens that a file does not hold.
-
-    Attributes:
-        fill: see `fill.Fill`.
-        seed: for sampling, >= 0; the same seed gives the same picture everywhere.
-        temperature: for sampling, above 0; 1 draws from the model's probabilities, less is tamer.
-        num_steps: for sampling, passes of the network; None = as many as the schedule has.
-    """
-
-    fill: Fill = Fill.LIKELY
-    seed: int = 0
-    temperature: float = 1.0
-    num_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
-        if not 0.01 <= self.temperature <= 100:
-            raise ValueError(f"temperature must be 0.01 to 100, not {self.temperature:g}")
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.num_steps}")
-        Fill(self.fill)  # refuses other strings
 
 
 @dataclass(frozen=True)
@@ -175,31 +104,33 @@ class _EncodedFile:
 class Codec:
     """A trained model that encodes and decodes images.
 
+    It may be used by several threads at once.
+
     Args:
-        model: from `checkpoints.load_model`.
-        device: where the networks run.
-        kernel: integer-product kernel of the entropy model; None = the fastest of the device.
+        model: from `model_files.load_model`.
+        device: "auto", "cpu" or "cuda", where the networks run.
+        kernel: how the entropy model multiplies, one of `entropy_kernels.KERNELS`; None = the fastest that is exact.
+        threads: to work with; None = the cores of this process, at most `runtime.MAX_THREADS`.
     """
 
-    def __init__(self, model: LoadedModel, device: torch.device, *, kernel: str | None = None) -> None:
-        self.name: str = model.name
-        self.model_id: bytes = model.model_id
+    def __init__(
+        self, model: ModelFile, device: str = "auto", *, kernel: str | None = None, threads: int | None = None
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        self.name = model.name
+        self.model_id = model.model_id
         self.facts = model.facts
-        self.device = device
-        self._quality: QualityRange = model.quality
-        self._tokenizer: Tokenizer = model.tokenizer.to(device).requires_grad_(False)
-        self._transforms = TiledTransforms(self._tokenizer, device)
-        self._entropy_model = ExactEntropyModel(
-            model.entropy_config,
-            model.entropy_tensors,
-            self._tokenizer.quantizer.runs(),
-            device=device,
-            kernel=kernel,
-        )
+        self.device = resolve_device(device)
+        workers = Workers(threads or default_threads())
+        self._quality = model.config.quality
+        self._quantizer = ProductQuantizer(model.tensors, workers)
+        self._transforms = Transforms(model, threads=workers.threads, device=self.device)
+        self._entropy_model = ExactEntropyModel(model, workers, kernel=kernel, device=self.device)
 
     @property
     def kernel(self) -> str:
-        """Integer-product kernel in use, one of `exact_inference.KERNELS`."""
+        """How integer products are computed, one of `entropy_kernels.KERNELS`."""
         return self._entropy_model.kernel
 
     # -- encode -----------------------------------------------------------------------------------------------------
@@ -237,10 +168,8 @@ class Codec:
 
     def encode_tokens(self, image: ImageLike, *, quality: float = 50.0) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 that `encode` sends for an image; arguments and errors as there."""
-        tokens = self._encode(image, quality, None, None, EncodeOptions()).tokens.tokens
-        return np.asarray(tokens.cpu().numpy(), dtype=np.int64)
+        return self._encode(image, quality, None, None, EncodeOptions()).tokens.tokens
 
-    @torch.no_grad()
     def encode_with_rates(
         self, image: ImageLike, *, quality: float = 50.0, options: EncodeOptions | None = None
     ) -> tuple[bytes, RateBreakdown]:
@@ -249,11 +178,11 @@ class Codec:
         tokens, level = encoded.tokens.tokens, encoded.tokens.level
         writer, counted = TokenWriter(), _CountedTokens(tokens)
         code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
-        quantizer = self._tokenizer.quantizer
-        prior = quantizer.prior_bits()[level]
+        prior = self._quantizer.prior_bits[level]
+        static = np.take_along_axis(prior, tokens.reshape(len(tokens), -1), 1)
         return encoded.data, RateBreakdown(
-            uniform=tokens.numel() * float(np.log2(quantizer.num_codewords)),
-            static=float(prior.gather(1, tokens.flatten(1)).double().sum()),
+            uniform=tokens.size * float(np.log2(self._quantizer.num_codewords)),
+            static=float(static.sum(dtype=np.float64)),
             exact=counted.bits,
             payload=8.0 * len(writer.finish()),
             file=8.0 * len(encoded.data),
@@ -325,7 +254,7 @@ class Codec:
     def _w(self, quality: float) -> float:
         """Trade-off to ask for at a quality: only those where codewords fit well. Between two levels sizes jump, and a
         target is the way to what lies between."""
-        return self._tokenizer.quantizer.asking_for(self._quality.w(quality))
+        return self._quantizer.levels.asking_for(self._quality.w(quality))
 
     @property
     def _w_range(self) -> tuple[float, float]:
@@ -351,8 +280,8 @@ class Codec:
         if scale > 1:
             height, width = rgb.shape[:2]
             rgb = resize_picture(rgb, -(-width // scale), -(-height // scale))
-        choice = options.token_choice(scale)
-        return PictureEncoder(self._transforms, self._tokenizer.quantizer, self._entropy_model, rgb, choice)
+        regions = [region.scaled_down(scale) for region in options.regions]
+        return PictureEncoder(self._transforms, self._quantizer, self._entropy_model, rgb, options, regions)
 
     # -- decode -----------------------------------------------------------------------------------------------------
 
@@ -372,7 +301,6 @@ class Codec:
         """
         return self.decode_with_report(data, options=options, max_pixels=max_pixels).image
 
-    @torch.no_grad()
     def decode_with_report(
         self,
         data: bytes,
@@ -397,7 +325,7 @@ class Codec:
 
         def show(grid: TokenGrid) -> None:
             if after_step is not None:
-                latent = expected_latent(self._entropy_model, self._tokenizer.quantizer, grid, container.level)
+                latent = expected_latent(self._entropy_model, self._quantizer, grid, container.level)
                 after_step(self._picture_of(latent, container, None))
 
         grid, token_problem = self._read_tokens(container, salvage=salvage, after_step=show if after_step else None)
@@ -406,20 +334,18 @@ class Codec:
         problems = "; ".join(filter(None, (problem, token_problem, alpha_problem)))
         return DecodedImage(image, 1 - grid.known_share, problems)
 
-    @torch.inference_mode()
     def decode_tokens(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 of a file, -1 where a partial file holds none; errors as `decode`."""
         container, _ = self._parse(data, max_pixels)
         grid, _ = self._read_tokens(container)
-        return np.asarray(torch.where(grid.known, grid.tokens, -1).cpu().numpy(), dtype=np.int64)
+        return np.where(grid.known, grid.tokens, -1)
 
     def token_hash(self, data: bytes) -> str:
         """SHA-256 (hex) of a file's token grid as little-endian uint16: equal on every machine."""
-        return hashlib.sha256(_token_bytes(torch.from_numpy(self.decode_tokens(data)))).hexdigest()
+        return hashlib.sha256(_token_bytes(self.decode_tokens(data))).hexdigest()
 
     # -- what the model believes ------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate(
         self, width: int, height: int, *, quality: float = 50.0, options: FillOptions | None = None
     ) -> Image.Image:
@@ -438,14 +364,11 @@ class Codec:
         if width * height > MAX_PIXELS:
             raise LimitError(f"{width} x {height} pixels are above the limit of {MAX_PIXELS:,}")
         options = replace(options or FillOptions(), fill=Fill.SAMPLE)
-        level = int(self._tokenizer.quantizer.level(self._w(quality)))
-        shape = (self._entropy_model.num_subquantizers, -(-height // STRIDE), -(-width // STRIDE))
-        tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        grid = TokenGrid(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+        level = self._quantizer.levels.level(self._w(quality))
+        grid = TokenGrid.unknown(self._quantizer.num_subquantizers, -(-height // STRIDE), -(-width // STRIDE))
         container = Container(width, height, self.model_id, level, 1, b"", is_partial=True)
         return self._picture_of(self._filled(grid, level, options), container, None)
 
-    @torch.no_grad()
     def inpaint(
         self, image: ImageLike, mask: ImageLike, *, quality: float = 50.0, options: FillOptions | None = None
     ) -> Image.Image:
@@ -473,8 +396,8 @@ class Codec:
         is_masked = wanted.rgb.max(2) > 127
         padded = np.pad(is_masked, ((0, -height % STRIDE), (0, -width % STRIDE)))
         h, w = encoded.tokens.shape[1:]
-        touched = torch.from_numpy(padded.reshape(h, STRIDE, w, STRIDE).any((1, 3))).to(self.device)
-        grid = TokenGrid(encoded.tokens, (~touched).expand_as(encoded.tokens))
+        touched = padded.reshape(h, STRIDE, w, STRIDE).any((1, 3))
+        grid = TokenGrid(encoded.tokens, np.broadcast_to(~touched, encoded.tokens.shape))
         container = Container(width, height, self.model_id, encoded.level, 1, b"", is_partial=True)
         drawn = self._picture_of(
             self._filled(grid, encoded.level, options or FillOptions(Fill.SAMPLE)), container, None
@@ -531,10 +454,10 @@ class Codec:
                 raise
             return None, str(error)
 
-    def _filled(self, grid: TokenGrid, level: int, options: FillOptions) -> Callable[[int, int, int, int], Tensor]:
+    def _filled(self, grid: TokenGrid, level: int, options: FillOptions) -> Callable[[int, int, int, int], Latent]:
         """Latent of a grid, tile by tile, with what is unknown filled."""
-        quantizer = self._tokenizer.quantizer
-        known: Tensor | None = None
+        quantizer = self._quantizer
+        known: NDArray[np.bool_] | None = None
         tokens = grid.tokens
         if not grid.is_complete:
             if options.fill == Fill.LIKELY:
@@ -550,22 +473,21 @@ class Codec:
                 )
             else:
                 known = grid.known
-        levels = torch.tensor([level], device=tokens.device)
 
-        def latent_of(top: int, bottom: int, left: int, right: int) -> Tensor:
-            tile = (slice(None), slice(None), slice(top, bottom), slice(left, right))
-            return quantizer.dequantize(tokens[None][tile], levels, None if known is None else known[None][tile])
+        def latent_of(top: int, bottom: int, left: int, right: int) -> Latent:
+            tile = (slice(None), slice(top, bottom), slice(left, right))
+            return quantizer.dequantize(tokens[tile], level, None if known is None else known[tile])
 
         return latent_of
 
     def _picture_of(
         self,
-        latent_of: Callable[[int, int, int, int], Tensor] | Tensor,
+        latent_of: Callable[[int, int, int, int], Latent] | Latent,
         container: Container,
         alpha: NDArray[np.uint8] | None,
     ) -> Image.Image:
         """Synthesize, crop, scale back."""
-        if isinstance(latent_of, Tensor):
+        if isinstance(latent_of, np.ndarray):
             latent_of = _tiles_of(latent_of)
         height, width = (-(-side // container.scale) for side in (container.height, container.width))
         rgb = self._transforms.synthesize(latent_of, -(-height // STRIDE), -(-width // STRIDE))[:height, :width]
@@ -574,55 +496,49 @@ class Codec:
         return to_pillow(Picture(rgb, alpha))
 
 
-def _tiles_of(z: Tensor) -> Callable[[int, int, int, int], Tensor]:
+def _tiles_of(z: Latent) -> Callable[[int, int, int, int], Latent]:
     """Parts of a latent (1, D, h, w)."""
-    return lambda top, bottom, left, right: z[:, :, top:bottom, left:right]
+    return lambda top, bottom, left, right: np.ascontiguousarray(z[:, :, top:bottom, left:right])
 
 
 class _CountedTokens(GivenTokens):
     """Sends given tokens and adds up their ideal code length."""
 
-    def __init__(self, tokens: Tensor) -> None:
+    def __init__(self, tokens: Tokens) -> None:
         super().__init__(tokens)
         self.bits = 0.0
-        self._bits_of_frequency = bits_table(tokens.device).double()
 
-    def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
+    def __call__(self, first: int, positions: NDArray[np.int64], frequencies: Frequencies) -> NDArray[np.int64]:
         tokens = super().__call__(first, positions, frequencies)
-        coded = frequencies.gather(2, tokens[:, :, None]).long()
-        self.bits += float(self._bits_of_frequency[coded].sum())
+        coded = np.take_along_axis(frequencies, tokens[:, :, None], 2)
+        self.bits += float(bits_table()[coded].sum(dtype=np.float64))
         return tokens
 
 
-def _token_bytes(tokens: Tensor) -> bytes:
+def _token_bytes(tokens: Tokens) -> bytes:
     """Token grid as little-endian uint16, C order."""
-    return tokens.cpu().numpy().astype("<u2").tobytes()
-
-
-def resolve_device(name: str) -> torch.device:
-    """'auto', 'cpu' or 'cuda' -> device; auto takes a GPU where there is one.
-
-    Raises:
-        ConfigError: unknown name, or CUDA was asked for and is not there.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device must be auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: no CUDA device is available")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return tokens.astype("<u2").tobytes()
 
 
 def load_codec(
-    name_or_path: str | os.PathLike[str] = "small", *, device: str = "auto", kernel: str | None = None
+    name_or_path: str | os.PathLike[str] = "small",
+    *,
+    device: str = "auto",
+    kernel: str | None = None,
+    threads: int | None = None,
 ) -> Codec:
     """Load a shipped model by name, or a model file or run folder by path.
 
     Args:
-        device: "auto" (a GPU where there is one), "cpu" or "cuda".
-        kernel: see `exact_inference.KERNELS`; None = the fastest.
+        device, kernel, threads: see `Codec`.
 
     Raises:
         ModelError: no such model, or a damaged file.
-        ConfigError: the device is not there.
+        ConfigError: the device or the kernel is not there.
     """
-    return Codec(load_model(find_model(name_or_path)), resolve_device(device), kernel=kernel)
+    path = find_model(name_or_path)
+    model = load_model(path)
+    try:
+        return Codec(model, device, kernel=kernel, threads=threads)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error

@@ -1,9 +1,9 @@
-"""The parts of the exact entropy model in NumPy: what every other kernel is checked against, and what is left if none is
-exact on a machine.
+"""The parts of the exact entropy model in NumPy: what every other kernel is checked against, and what is left if none
+is exact on a machine.
 
-Written without a look at the graphs (`training.entropy_graphs`), from the same description: docs/exactness.md. Every
-value is an integer; where floats carry integers these are below 2^24 (float32) or 2^53 (float64). Only exact sums, table
-look-ups and single correctly rounded operations occur.
+Independent of the graphs (`training.entropy_graphs`), after the same description: docs/exactness.md. Every value is an
+integer; where floats carry integers these are below 2^24 (float32) or 2^53 (float64). Only exact sums, table look-ups
+and single correctly rounded operations occur.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ class NumpyParts:
 
     kernel = "numpy"
 
-    def __init__(
-        self, config: EntropyModelConfig, num_subquantizers: int, tensors: Mapping[str, NDArray[Any]]
-    ) -> None:
+    def __init__(self, config: EntropyModelConfig, num_subquantizers: int, tensors: Mapping[str, NDArray[Any]]) -> None:
         self._config = config
         self._tensors = tensors
         self._schedule = Schedule(num_subquantizers, config.group_steps)
@@ -153,9 +151,7 @@ class NumpyParts:
         head = self._linear("head", first * rank, last * rank).requantized(_values(x))
         return _activations(head.reshape(-1, last - first, rank).transpose(1, 0, 2))
 
-    def frequencies(
-        self, head: Activations, level: int, first: int, *, sharpness: float = 1.0
-    ) -> NDArray[np.int32]:
+    def frequencies(self, head: Activations, level: int, first: int, *, sharpness: float = 1.0) -> NDArray[np.int32]:
         """See `Parts.frequencies`.
 
         Args:
@@ -190,7 +186,9 @@ class NumpyParts:
         rows = slice(first, last)
         key = (name, first, last or 0)
         if key not in self._linears:
-            weight, bias, scale = (self._tensors[f"entropy.{name}.{part}"][rows] for part in ("weight", "bias", "scale"))
+            weight, bias, scale = (
+                self._tensors[f"entropy.{name}.{part}"][rows] for part in ("weight", "bias", "scale")
+            )
             self._linears[key] = _Linear(weight, bias, scale)
         return self._linears[key]
 

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import onnxruntime
@@ -137,7 +138,7 @@ class Workers:
         rounds = -(-count // (size * self.threads))
         number = max(1, min(count, rounds * self.threads))
         bounds = [count * index // number for index in range(number + 1)]
-        return [slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False) if end > begin]
+        return [slice(begin, end) for begin, end in pairwise(bounds) if end > begin]
 
 
 def default_threads() -> int:

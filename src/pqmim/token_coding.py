@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pqmim.exact_inference import ExactEntropyModel
+from pqmim.exact_entropy import ExactEntropyModel
+from pqmim.quantizer import Latent, ProductQuantizer, Tokens
 from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
 from pqmim.rate_control import solve
-from pqmim.training.trainable_quantizer import TrainableQuantizer
 
-CHUNK_TOKENS = 1 << 15
-"""Tokens whose frequencies are in memory at a time; bounds memory for large images."""
+CHUNK_TOKENS = 1 << 13
+"""Tokens whose frequencies are computed at a time; bounds memory for large images."""
 
 STATIC_SHARE = 0.8
 """Weight of the static prior in the choice of tokens; chosen on the validation photos."""
@@ -29,8 +28,10 @@ BUDGET_REACH = 2.0
 FREE_SHARE = 0.5
 """Share of the bits that is spent before a budget is looked at: what comes first is the context of the rest."""
 
-TokenChoice = Callable[[int, Tensor, Tensor], Tensor]
-"""(first sub-quantizer, positions (n,), frequencies (m, n, K)) -> tokens (m, n) int64."""
+Frequencies = NDArray[np.int32]
+"""(m, n, K)."""
+TokenChoice = Callable[[int, NDArray[np.int64], Frequencies], NDArray[np.int64]]
+"""(first sub-quantizer, positions (n,), frequencies (m, n, K)) -> tokens (m, n)."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,14 @@ class TokenGrid:
         known: (M, h, w) bool.
     """
 
-    tokens: Tensor
-    known: Tensor
+    tokens: Tokens
+    known: NDArray[np.bool_]
+
+    @classmethod
+    def unknown(cls, num_subquantizers: int, height: int, width: int) -> TokenGrid:
+        """A grid of which nothing is known."""
+        shape = (num_subquantizers, height, width)
+        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.bool_))
 
     @property
     def is_complete(self) -> bool:
@@ -53,7 +60,7 @@ class TokenGrid:
     @property
     def known_share(self) -> float:
         """Share of the tokens that are known, 0 to 1."""
-        return float(self.known.double().mean())
+        return float(self.known.mean())
 
 
 def code_tokens(
@@ -74,9 +81,9 @@ def code_tokens(
     Args:
         coder: writes or reads; coding ends where it takes or gives fewer tokens than it was asked for.
         height, width: of the token grid, positions.
-        level: of the image, see `EntropyModel`.
+        level: of the image.
         choose: what the writer sends; None when reading.
-        after_step: called with the grid as it then is; the tensors change later.
+        after_step: called with the grid as it then is; the arrays change later.
 
     Returns:
         The tokens written or read.
@@ -85,40 +92,40 @@ def code_tokens(
         DamagedFileError: the reader finds impossible data.
     """
     state = entropy_model.start(height, width, level)
-    shape = (entropy_model.num_subquantizers, height * width)
-    tokens = torch.zeros(shape, dtype=torch.int64, device=entropy_model.device)
-    known = torch.zeros(shape, dtype=torch.bool, device=entropy_model.device)
-    grid = TokenGrid(tokens.view(-1, height, width), known.view(-1, height, width))
+    grid = TokenGrid.unknown(entropy_model.num_subquantizers, height, width)
+    tokens = grid.tokens.reshape(len(grid.tokens), -1)  # views
+    known = grid.known.reshape(len(grid.known), -1)
     for step in entropy_model.schedule.steps:
         positions = entropy_model.positions(state, step)
+        if len(positions) == 0:
+            continue
         head = entropy_model.head(entropy_model.hidden(state, positions), step.group)
-        for rows, columns in _blocks(step.last - step.first, len(positions)):
+        blocks = list(_blocks(step.last - step.first, len(positions)))
+        for (rows, columns), frequencies in zip(
+            blocks, entropy_model.frequency_blocks(head, level, step.first, blocks), strict=True
+        ):
             first, here = step.first + rows.start, positions[columns]
-            frequencies = entropy_model.frequencies(head[rows, columns], level, first)
-            chosen = None if choose is None else choose(first, here, frequencies).reshape(-1).cpu().numpy()
-            coded = coder.code(frequencies.flatten(0, 1).cpu().numpy(), chosen)
-            number, expected = len(coded), (rows.stop - rows.start) * len(here)
-            block = torch.zeros(expected, dtype=torch.int64)
-            block[:number] = torch.from_numpy(coded)
-            tokens[first : step.first + rows.stop, here] = block.view(-1, len(here)).to(tokens.device)
-            is_known = torch.arange(expected, device=known.device) < number
-            known[first : step.first + rows.stop, here] = is_known.view(-1, len(here))
+            chosen = None if choose is None else choose(first, here, frequencies).reshape(-1)
+            coded = coder.code(frequencies.reshape(-1, frequencies.shape[2]), chosen)
+            number, expected = len(coded), len(frequencies) * len(here)
+            block = np.zeros(expected, np.int64)
+            block[:number] = coded
+            tokens[first : step.first + rows.stop, here] = block.reshape(-1, len(here))
+            known[first : step.first + rows.stop, here] = (np.arange(expected) < number).reshape(-1, len(here))
             if number < expected:
                 if after_step is not None:
                     after_step(grid)
                 return grid
-        if len(positions):
-            step_tokens = tokens[step.first : step.last, positions].t()
-            entropy_model.reveal(state, positions, step.first, step.last, step_tokens)
-            if after_step is not None:
-                after_step(grid)
+        entropy_model.reveal(state, positions, step.first, step.last, tokens[step.first : step.last, positions])
+        if after_step is not None:
+            after_step(grid)
     return grid
 
 
 def _blocks(num_subquantizers: int, num_positions: int) -> Iterator[tuple[slice, slice]]:
     """Cut a step into blocks of at most CHUNK_TOKENS tokens, in coding order."""
-    rows = max(1, CHUNK_TOKENS // max(1, num_positions))
-    columns = CHUNK_TOKENS if rows == 1 else max(1, num_positions)
+    rows = max(1, CHUNK_TOKENS // num_positions)
+    columns = CHUNK_TOKENS if rows == 1 else num_positions
     for first in range(0, num_subquantizers, rows):
         for start in range(0, num_positions, columns):
             stop = min(start + columns, num_positions)
@@ -134,8 +141,8 @@ class RateDistortionChoice:
 
     Args:
         quantizer: codebooks.
-        z: (1, D, h, w) float32 latent.
-        w: squared latent units per bit, a number or one per position (h * w,); 0 is the nearest codeword.
+        z: (1, D, h, w) latent.
+        w: squared latent units per bit, one per position (h * w,); 0 is the nearest codeword.
         level: whose codebooks.
         budget: of bits, to be met by small changes of w on the way.
         static_share: weight of the static prior in the bits, 0 to 1.
@@ -146,40 +153,39 @@ class RateDistortionChoice:
 
     def __init__(
         self,
-        quantizer: TrainableQuantizer,
-        z: Tensor,
-        w: float | Tensor,
+        quantizer: ProductQuantizer,
+        z: Latent,
+        w: NDArray[np.float32],
         level: int,
         budget: Budget | None = None,
         static_share: float = STATIC_SHARE,
     ) -> None:
-        self.quantizer = quantizer
-        self.columns = quantizer.columns(z)  # (1, h * w, D')
-        self.w = torch.as_tensor(w, dtype=torch.float32, device=z.device).expand(self.columns.shape[1])
-        self.level = torch.tensor([level], device=z.device)
-        self.bits_of_frequency = bits_table(z.device)
-        self.static_share = static_share
-        self.static_bits = quantizer.prior_bits()[level]  # (M, K)
-        self.budget = budget
+        self._quantizer = quantizer
+        self._columns = quantizer.columns(z)  # (h * w, D')
+        self._w = w
+        self._level = level
+        self._static_share = np.float32(static_share)
+        self._static_bits = quantizer.prior_bits[level]  # (M, K)
+        self._budget = budget
         self.spent: list[float] = []
 
-    def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
+    def __call__(self, first: int, positions: NDArray[np.int64], frequencies: Frequencies) -> NDArray[np.int64]:
         """See `TokenChoice`."""
-        columns, w = self.columns[:, positions], self.w[positions, None]
-        distances = [
-            self.quantizer.squared_distances(columns, m, self.level)[0] for m in range(first, first + len(frequencies))
-        ]
-        bits = self.bits_of_frequency[frequencies]
-        weighed = bits.lerp(self.static_bits[first : first + len(frequencies), None], self.static_share)
+        columns, w = self._columns[positions], self._w[positions, None]
+        bits = bits_table().take(frequencies)
+        weighed = bits * (1 - self._static_share)
+        weighed += self._static_share * self._static_bits[first : first + len(frequencies), None]
+        weighed *= w
+        distances = [self._quantizer.distances(columns, first + row, self._level) for row in range(len(frequencies))]
 
-        def choose(factor: float) -> Tensor:
-            rows = (torch.addcmul(d, b, w * factor).argmin(1) for d, b in zip(distances, weighed, strict=True))
-            return torch.stack(list(rows))
+        def choose(factor: float) -> NDArray[np.int64]:
+            costs = weighed if factor == 1.0 else weighed * np.float32(factor)
+            return np.stack([(d + c).argmin(1) for d, c in zip(distances, costs, strict=True)])
 
-        def cost(tokens: Tensor) -> float:
-            return float(bits.gather(2, tokens[:, :, None]).sum())
+        def cost(tokens: NDArray[np.int64]) -> float:
+            return float(np.take_along_axis(bits, tokens[:, :, None], 2).sum(dtype=np.float64))
 
-        share = None if self.budget is None else self.budget.share(self.spent)
+        share = None if self._budget is None else self._budget.share(self.spent)
         factor = 1.0
         if share is not None:
             factor = solve(lambda factor: cost(choose(factor)), share, (1 / BUDGET_REACH, BUDGET_REACH))
@@ -215,12 +221,12 @@ class GivenTokens:
         tokens: (M, h, w) int64.
     """
 
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens.flatten(1)
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens.reshape(len(tokens), -1)
 
-    def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
+    def __call__(self, first: int, positions: NDArray[np.int64], frequencies: Frequencies) -> NDArray[np.int64]:
         """See `TokenChoice`."""
-        return self.tokens[first : first + len(frequencies), positions]
+        return self._tokens[first : first + len(frequencies), positions]
 
 
 class PrefixWriter:
@@ -246,8 +252,9 @@ class PrefixWriter:
         return self._first.prefix_of(self._all.finish())
 
 
-def bits_table(device: torch.device) -> Tensor:
-    """Code length in bits of every frequency: (2^16 + 1,) float32; entry 0, which does not occur, is infinite."""
+@cache
+def bits_table() -> NDArray[np.float32]:
+    """Code length in bits of every frequency: (2^16 + 1,); entry 0, which does not occur, is infinite."""
     frequency = np.arange((1 << PRECISION) + 1, dtype=np.float64)
     with np.errstate(divide="ignore"):
-        return torch.from_numpy((PRECISION - np.log2(frequency)).astype(np.float32)).to(device)
+        return (PRECISION - np.log2(frequency)).astype(np.float32)

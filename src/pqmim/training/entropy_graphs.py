@@ -108,7 +108,14 @@ class _PartBuilder(GraphBuilder):
         return self.op("Reshape", self.op("GatherElements", table, flat, axis=0), self.op("Shape", index))
 
     def linear(
-        self, x: str, name: str, num_inputs: int, num_outputs: int, *, rows: slice | None = None, is_hidden: bool = False
+        self,
+        x: str,
+        name: str,
+        num_inputs: int,
+        num_outputs: int,
+        *,
+        rows: slice | None = None,
+        is_hidden: bool = False,
     ) -> str:
         """(product + bias) * scale of activations (n, k): float32, not rounded.
 
@@ -246,7 +253,10 @@ def _position_bias(builder: _PartBuilder) -> str:
 
     pairs = builder.op("Add", differences(y, span), differences(x, 1))
     table = builder.weight(
-        "layers.{layer}.attention.position_bias", "entropy.layers.{layer}.attention.position_bias", (span**2, heads), np.int32
+        "layers.{layer}.attention.position_bias",
+        "entropy.layers.{layer}.attention.position_bias",
+        (span**2, heads),
+        np.int32,
     )
     gathered = builder.op("Gather", builder.cast(table, np.float32), pairs, axis=0)
     return builder.op("Transpose", gathered, perm=[2, 0, 1])
@@ -309,7 +319,9 @@ def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
     total = builder.cast(builder.op("ReduceSum", total, builder.ints(-1), keepdims=1), np.float64)
     numerator = builder.constant((1 << PRECISION) - num_codewords, np.float64)
     share = builder.cast(builder.op("Div", numerator, total), np.float32)
-    frequencies = builder.op("Add", builder.op("Floor", builder.op("Mul", mass, share)), builder.constant(1, np.float32))
+    frequencies = builder.op(
+        "Add", builder.op("Floor", builder.op("Mul", mass, share)), builder.constant(1, np.float32)
+    )
     used = builder.op("ReduceSum", frequencies, builder.ints(-1), keepdims=1)
     rest = builder.op("Sub", builder.constant(1 << PRECISION, np.float32), used)
     frequencies = builder.op("ScatterElements", frequencies, index_of_best, rest, axis=-1, reduction="add")
@@ -323,4 +335,3 @@ def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
         ],
         [("frequencies", np.int32, ("m", "n", num_codewords))],
     )
-

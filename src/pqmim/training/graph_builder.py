@@ -87,7 +87,9 @@ class GraphBuilder:
         return self.op("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def build(
-        self, inputs: Sequence[tuple[str, Any, Sequence[int | str]]], outputs: Sequence[tuple[str, Any, Sequence[int | str]]]
+        self,
+        inputs: Sequence[tuple[str, Any, Sequence[int | str]]],
+        outputs: Sequence[tuple[str, Any, Sequence[int | str]]],
     ) -> Graph:
         """Finish the graph.
 

@@ -1,0 +1,147 @@
+"""How the exact entropy model multiplies here: the kernels of ONNX Runtime, the trial that finds the fastest, and the
+check that it is exact."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pqmim.config import ModelConfig
+from pqmim.errors import ConfigError
+from pqmim.exact_numpy import ZERO, Activations, NumpyParts, Parts, Stream, TokenFactors
+from pqmim.fixed_point import RESIDUAL_MAX
+from pqmim.grid_plan import OUTSIDE
+from pqmim.model_files import ModelFile
+from pqmim.options import Device
+from pqmim.runtime import CPU_PROVIDERS, CUDA_PROVIDERS, Session
+
+GRAPH_KERNELS = ("qgemm-s8", "qgemm", "matmulinteger", "float32")
+"""How ONNX Runtime multiplies: QGemm on unsigned by signed operands (exact where the processor has VNNI) or unsigned by
+unsigned ones, standard ONNX's MatMulInteger, or integers in float32."""
+KERNELS = (*GRAPH_KERNELS, NumpyParts.kernel)
+TRIAL_ROWS, TRIAL_RUNS = 256, 3
+"""Rows and repetitions of the trial that finds the fastest kernel."""
+
+
+class GraphParts:
+    """`Parts` in ONNX Runtime; see there for the methods."""
+
+    def __init__(self, model: ModelFile, kernel: str, providers: tuple[Any, ...] = CPU_PROVIDERS) -> None:
+        config = model.config.entropy
+        self.kernel = kernel
+
+        def session(name: str, layer: int = 0) -> Session:
+            return Session(name, model.graphs[name], model.tensors, layer=layer, providers=providers)
+
+        layers = range(config.num_layers)
+        self._factors = TokenFactors(model.tensors)
+        self._embed, self._frequencies = session("embed"), session("frequencies")
+        self._attention = {layer: session(f"{kernel}/attend", layer) for layer in layers[:: config.attention_every]}
+        self._project = {layer: session(f"{kernel}/project", layer) for layer in self._attention}
+        self._feed = [session(f"{kernel}/feed", layer) for layer in layers]
+        self._heads = [session(f"{kernel}/head.{group}") for group in range(len(config.group_steps))]
+
+    def embed(self, embedded: Stream) -> tuple[Stream, Activations]:
+        h, x = self._embed.run(embedded=embedded)
+        return h, x
+
+    def attend(self, layer: int, x: Activations, mask: Stream) -> Activations:
+        return self._attention[layer].run(x=x, mask=mask)[0]
+
+    def project(self, layer: int, h: Stream, mixed: Activations) -> tuple[Stream, Activations]:
+        h, x = self._project[layer].run(h=h, mixed=mixed)
+        return h, x
+
+    def feed(self, layer: int, h: Stream, x: Activations) -> tuple[Stream, Activations]:
+        h, x = self._feed[layer].run(h=h, x=x)
+        return h, x
+
+    def head(self, group: int, x: Activations) -> Activations:
+        return self._heads[group].run(x=x)[0]
+
+    def frequencies(self, head: Activations, level: int, first: int) -> NDArray[np.int32]:
+        return self._frequencies.run(head=head, **self._factors.of(level, first, len(head)))[0]
+
+
+def choose_parts(model: ModelFile, reference: NumpyParts, kernel: str | None, device: Device) -> Parts:
+    """The kernel that was asked for, or the fastest; NumPy if no other gives its answers."""
+    kernel = kernel or os.environ.get("PQMIM_KERNEL")
+    if kernel is not None and kernel not in KERNELS:
+        raise ConfigError(f"the kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
+    if device is Device.CUDA and kernel in (None, "float32"):
+        parts = GraphParts(model, "float32", CUDA_PROVIDERS)
+        if is_exact(parts, reference, model.config):
+            return parts
+    for name in kernels_by_speed(model) if kernel is None else (kernel,):
+        if name == reference.kernel:
+            return reference
+        parts = GraphParts(model, name)
+        if is_exact(parts, reference, model.config):
+            return parts
+    if kernel is not None:
+        raise ConfigError(f"the kernel {kernel} does not give exact products on this machine")
+    return reference
+
+
+def exact_kernels(model: ModelFile) -> tuple[str, ...]:
+    """Those of KERNELS that give exact products on this machine."""
+    quantizer = model.config.tokenizer.quantizer
+    reference = NumpyParts(model.config.entropy, quantizer.num_subquantizers, model.tensors)
+    graphs = (name for name in GRAPH_KERNELS if is_exact(GraphParts(model, name), reference, model.config))
+    return (*graphs, reference.kernel)
+
+
+def kernels_by_speed(model: ModelFile) -> list[str]:
+    """The kernels of ONNX Runtime, the one that is fastest in a short trial first."""
+    config = model.config.entropy
+    rng = np.random.default_rng(0)
+    h = rng.integers(-1000, 1000, (TRIAL_ROWS, config.width)).astype(np.float32)
+    x = rng.integers(1, 256, (TRIAL_ROWS, config.width), np.uint8)
+    seconds = {}
+    for kernel in GRAPH_KERNELS:
+        name = f"{kernel}/feed"
+        feed = Session(name, model.graphs[name], model.tensors)
+        times = []
+        for _ in range(TRIAL_RUNS):
+            start = time.perf_counter()
+            feed.run(h=h, x=x)
+            times.append(time.perf_counter() - start)
+        seconds[kernel] = min(times)
+    return sorted(seconds, key=seconds.__getitem__)
+
+
+def is_exact(parts: Parts, reference: Parts, config: ModelConfig) -> bool:
+    """Whether an implementation gives the answers of another to known questions, among them extreme operands."""
+    rng = np.random.default_rng(0)
+    width, num_keys = config.entropy.width, config.entropy.window**2
+
+    def activations(rows: int) -> Activations:
+        x = rng.integers(ZERO - 127, ZERO + 128, (rows, width)).astype(np.uint8)
+        x[::3] = np.where(x[::3] < ZERO, ZERO - 127, ZERO + 127)
+        x[0], x[-1] = ZERO + 127, ZERO - 127
+        return x
+
+    questions: list[tuple[str, tuple[Any, ...]]] = []
+    embedded = rng.integers(-(1 << 22), 1 << 22, (4, width)).astype(np.float32)
+    questions.append(("embed", (embedded,)))
+    mask = np.zeros((1, 1, 1, num_keys), np.float32)
+    mask[..., :3] = OUTSIDE
+    for layer in range(config.entropy.num_layers):
+        h = rng.integers(-RESIDUAL_MAX, RESIDUAL_MAX, (5, width)).astype(np.float32)
+        h[1:] = rng.integers(-2000, 2000, (4, width))
+        if layer % config.entropy.attention_every == 0:
+            questions += [("attend", (layer, activations(num_keys), mask)), ("project", (layer, h, activations(5)))]
+        questions.append(("feed", (layer, h, activations(5))))
+    heads = [reference.head(group, activations(5)) for group in range(len(config.entropy.group_steps))]
+    questions += [("head", (group, activations(5))) for group in range(len(heads))]
+    questions.append(("frequencies", (heads[0], 0, 0)))
+    for name, arguments in questions:
+        answers = [getattr(implementation, name)(*arguments) for implementation in (parts, reference)]
+        for got, wanted in zip(*((a if isinstance(a, tuple) else (a,)) for a in answers), strict=True):
+            if not np.array_equal(got, wanted):
+                return False
+    return True

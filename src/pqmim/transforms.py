@@ -1,0 +1,157 @@
+"""The transforms on pictures of any size: tile by tile with a margin, in bounded memory.
+
+Three graphs of the model file do the work: analysis, synthesis, and synthesis in two halves, forward and the
+vector-Jacobian product, for whoever wants to know how the decoded picture follows the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pqmim.config import STRIDE
+from pqmim.model_files import ModelFile
+from pqmim.options import Device
+from pqmim.quantizer import Latent
+from pqmim.runtime import Session, providers_of
+
+TILE_POSITIONS = 48
+"""Side of the tiles that the transforms work on, positions, without margin."""
+
+
+class Transforms:
+    """Analysis and synthesis for whole pictures.
+
+    Args:
+        threads: that work on one tile.
+        device: where they run.
+    """
+
+    def __init__(self, model: ModelFile, *, threads: int, device: Device = Device.CPU) -> None:
+        self._model = model
+        self._threads, self._providers = threads, providers_of(device)
+        autoencoder = model.config.tokenizer.autoencoder
+        self._margin = autoencoder.margin
+        # A latent step of one moves the sum of squared errors (pixels in [0, 1]) by this, if the synthesis were linear
+        # and orthonormal.
+        self._energy = (autoencoder.latent_unit / 255) ** 2
+
+    def analyze(self, pixels: NDArray[np.uint8]) -> Latent:
+        """(H, W, 3) uint8, sides multiples of the stride -> latent (1, D, h, w)."""
+
+        def analyze(top: int, bottom: int, left: int, right: int) -> NDArray[np.float32]:
+            (z,) = self._analysis.run(rgb=_crop(pixels, top, bottom, left, right))
+            return np.asarray(z[0].transpose(1, 2, 0))
+
+        height, width = pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE
+        z = assemble_tiles(analyze, height, width, 1, self._margin)
+        return np.ascontiguousarray(z.transpose(2, 0, 1)[None])
+
+    def synthesize(
+        self, latent_of: Callable[[int, int, int, int], Latent], height: int, width: int
+    ) -> NDArray[np.uint8]:
+        """Reconstruct a picture.
+
+        Args:
+            latent_of: (top, bottom, left, right) in positions -> quantized latent (1, D, rows, columns).
+            height, width: of the token grid.
+
+        Returns:
+            (16 h, 16 w, 3) uint8.
+        """
+
+        def synthesize(top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+            return self._synthesis.run(z=latent_of(top, bottom, left, right))[0]
+
+        return assemble_tiles(synthesize, height, width, STRIDE, self._margin)
+
+    def correct(self, z_q: Latent, pixels: NDArray[np.uint8]) -> Latent:
+        """Latent that would undo the error of a reconstruction: one Newton step in the decoded picture.
+
+        For an orthonormal synthesis this is the original latent; for the learned one it says what the synthesis, at
+        this very quantized latent, lacks.
+
+        Args:
+            z_q: (1, D, h, w), quantized latent.
+            pixels: (16 h, 16 w, 3) uint8, the original.
+
+        Returns:
+            (1, D, h, w).
+        """
+
+        def correct(top: int, bottom: int, left: int, right: int) -> NDArray[np.float32]:
+            part = np.ascontiguousarray(z_q[:, :, top:bottom, left:right])
+            error, *saved = self._forward.run(z=part)
+            original = _crop(pixels, top, bottom, left, right).transpose(2, 0, 1)
+            error -= original * np.float32(1 / 255)
+            error *= 2  # gradient of the sum of squares
+            values = dict(zip(self._forward.outputs[1:], saved, strict=True))
+            (gradient,) = self._vjp.run(gradient=error, **values)
+            gradient *= np.float32(-1 / (2 * self._energy))
+            gradient += part
+            return np.asarray(gradient[0].transpose(1, 2, 0))
+
+        z = assemble_tiles(correct, z_q.shape[2], z_q.shape[3], 1, self._margin)
+        return np.ascontiguousarray(z.transpose(2, 0, 1)[None])
+
+    # Made when first used: a decoder needs one of them, an encoder without corrections another.
+
+    @cached_property
+    def _analysis(self) -> Session:
+        return self._session("analysis")
+
+    @cached_property
+    def _synthesis(self) -> Session:
+        return self._session("synthesis")
+
+    @cached_property
+    def _forward(self) -> Session:
+        return self._session("synthesis_forward")
+
+    @cached_property
+    def _vjp(self) -> Session:
+        return self._session("synthesis_vjp")
+
+    def _session(self, name: str) -> Session:
+        graph = self._model.graphs[name]
+        return Session(name, graph, self._model.tensors, threads=self._threads, providers=self._providers)
+
+
+def _crop(pixels: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+    """Part of a picture, given in positions."""
+    return np.ascontiguousarray(pixels[top * STRIDE : bottom * STRIDE, left * STRIDE : right * STRIDE])
+
+
+def assemble_tiles(
+    transform: Callable[[int, int, int, int], NDArray[Any]], height: int, width: int, scale: int, margin: int
+) -> NDArray[Any]:
+    """Apply a transform tile by tile, with a margin that is cut off again: the result of the whole, in bounded memory.
+
+    Args:
+        transform: (top, bottom, left, right) in positions -> (scale * rows, scale * columns, C).
+        height, width: of the token grid, positions.
+        scale: output samples per side of a position.
+        margin: positions around a tile that the transform is given too.
+
+    Returns:
+        (scale * height, scale * width, C).
+    """
+    out: NDArray[Any] | None = None
+    for top in range(0, height, TILE_POSITIONS):
+        bottom = min(top + TILE_POSITIONS, height)
+        for left in range(0, width, TILE_POSITIONS):
+            right = min(left + TILE_POSITIONS, width)
+            outer_top, outer_left = max(0, top - margin), max(0, left - margin)
+            outer_bottom, outer_right = min(height, bottom + margin), min(width, right + margin)
+            tile = transform(outer_top, outer_bottom, outer_left, outer_right)
+            if out is None:
+                out = np.empty((scale * height, scale * width, tile.shape[2]), tile.dtype)
+            rows = slice(scale * (top - outer_top), scale * (bottom - outer_top))
+            columns = slice(scale * (left - outer_left), scale * (right - outer_left))
+            out[scale * top : scale * bottom, scale * left : scale * right] = tile[rows, columns]
+    assert out is not None  # a grid has at least one position
+    return out
