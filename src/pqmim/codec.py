@@ -1,5 +1,4 @@
-"""The codec: image -> bytes -> image. Joins image files, transforms, step loop and container, which do not know each
-other."""
+"""The codec: image -> bytes -> image. What people call; the work is done by `FileEncoder` and `FileDecoder`."""
 
 from __future__ import annotations
 
@@ -12,47 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pqmim import bitstream, rate_control
-from pqmim.bitstream import SCALES, Container
+from pqmim.bitstream import Container
 from pqmim.config import STRIDE
-from pqmim.encoder import EncodedTokens, PictureEncoder
-from pqmim.errors import (
-    DamagedFileError,
-    ImageError,
-    LimitError,
-    ModelError,
-    ModelMismatchError,
-    PqmimError,
-    TargetError,
-    TokenCheckError,
-)
-from pqmim.exact_entropy import ExactEntropyModel
-from pqmim.fill import expected_latent, sample
-from pqmim.image_io import (
-    ImageLike,
-    Picture,
-    decode_alpha,
-    encode_alpha,
-    load_picture,
-    resize_picture,
-    to_pillow,
-)
-from pqmim.model_files import ModelFile, find_model, load_model, shipped_models
+from pqmim.errors import ImageError, LimitError, ModelError
+from pqmim.file_decoder import FileDecoder
+from pqmim.file_encoder import FileEncoder
+from pqmim.image_io import ImageLike, Picture, load_mask, load_picture, to_pillow
+from pqmim.model_files import ModelFile, find_model, load_model
+from pqmim.networks import Networks
 from pqmim.options import MAX_PIXELS, EncodeOptions, Fill, FillOptions
-from pqmim.quantizer import Latent, ProductQuantizer, Tokens
-from pqmim.range_coding import PrefixReader, TokenReader, TokenWriter
-from pqmim.runtime import Workers, default_threads, resolve_device
-from pqmim.token_coding import Frequencies, GivenTokens, TokenGrid, bits_table, code_tokens
-from pqmim.transforms import Transforms
-
-COARSEST_W = 18.0
-"""Where a size would take asking for a coarser trade-off than this (squared latent units per bit), the picture is coded
-at half its size or less; chosen on the validation photos."""
-SCALED_SHARE = 0.9
-"""Bytes of a scaled picture per byte of the same one in full size at COARSEST_W, both as the static priors estimate
-them: what makes real sizes meet there; measured on the validation photos."""
-COARSER = 4.0
-"""How far beyond the trade-off of quality 0 a target may take the encoder."""
+from pqmim.quantizer import Tokens
+from pqmim.range_coding import TokenWriter
+from pqmim.token_coding import Frequencies, GivenTokens, TokenGrid, bits_table, code_tokens, token_bytes
 
 
 @dataclass(frozen=True)
@@ -89,49 +59,27 @@ class RateBreakdown:
     file: float
 
 
-@dataclass(frozen=True)
-class _EncodedFile:
-    """A file, and what it was made of."""
-
-    data: bytes
-    tokens: EncodedTokens
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.data)
-
-
 class Codec:
-    """A trained model that encodes and decodes images.
-
-    It may be used by several threads at once.
+    """A trained model that encodes and decodes images; may be used by several threads at once.
 
     Args:
         model: from `model_files.load_model`.
-        device: "auto", "cpu" or "cuda", where the networks run.
-        kernel: how the entropy model multiplies, one of `entropy_kernels.KERNELS`; None = the fastest that is exact.
-        threads: to work with; None = the cores of this process, at most `runtime.MAX_THREADS`.
+        device, kernel, threads: see `networks.Networks`.
     """
 
     def __init__(
         self, model: ModelFile, device: str = "auto", *, kernel: str | None = None, threads: int | None = None
     ) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, not {threads}")
         self.name = model.name
         self.model_id = model.model_id
         self.facts = model.facts
-        self.device = resolve_device(device)
-        workers = Workers(threads or default_threads())
-        self._quality = model.config.quality
-        self._quantizer = ProductQuantizer(model.tensors, workers)
-        self._transforms = Transforms(model, threads=workers.threads, device=self.device)
-        self._entropy_model = ExactEntropyModel(model, workers, kernel=kernel, device=self.device)
+        self._networks = Networks(model, device, kernel=kernel, threads=threads)
+        self._encoder, self._decoder = FileEncoder(self._networks), FileDecoder(self._networks)
 
     @property
     def kernel(self) -> str:
         """How integer products are computed, one of `entropy_kernels.KERNELS`."""
-        return self._entropy_model.kernel
+        return self._networks.entropy_model.kernel
 
     # -- encode -----------------------------------------------------------------------------------------------------
 
@@ -164,124 +112,29 @@ class Codec:
             TargetError: the target cannot be met, and `options.strict`.
             ValueError: an argument is out of range.
         """
-        return self._encode(image, quality, target_bytes, target_bpp, options or EncodeOptions()).data
+        return self._encoder.encode(image, quality, target_bytes, target_bpp, options or EncodeOptions()).data
 
     def encode_tokens(self, image: ImageLike, *, quality: float = 50.0) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 that `encode` sends for an image; arguments and errors as there."""
-        return self._encode(image, quality, None, None, EncodeOptions()).tokens.tokens
+        return self._encoder.encode(image, quality, None, None, EncodeOptions()).tokens.tokens
 
     def encode_with_rates(
         self, image: ImageLike, *, quality: float = 50.0, options: EncodeOptions | None = None
     ) -> tuple[bytes, RateBreakdown]:
         """What `encode` returns, and what its tokens cost: uniform codes, static frequencies, masked model."""
-        encoded = self._encode(image, quality, None, None, options or EncodeOptions())
+        encoded = self._encoder.encode(image, quality, None, None, options or EncodeOptions())
         tokens, level = encoded.tokens.tokens, encoded.tokens.level
         writer, counted = TokenWriter(), _CountedTokens(tokens)
-        code_tokens(self._entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
-        prior = self._quantizer.prior_bits[level]
+        code_tokens(self._networks.entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
+        prior = self._networks.quantizer.prior_bits[level]
         static = np.take_along_axis(prior, tokens.reshape(len(tokens), -1), 1)
         return encoded.data, RateBreakdown(
-            uniform=tokens.size * float(np.log2(self._quantizer.num_codewords)),
+            uniform=tokens.size * float(np.log2(self._networks.quantizer.num_codewords)),
             static=float(static.sum(dtype=np.float64)),
             exact=counted.bits,
             payload=8.0 * len(writer.finish()),
             file=8.0 * len(encoded.data),
         )
-
-    def _encode(
-        self,
-        image: ImageLike,
-        quality: float,
-        target_bytes: int | None,
-        target_bpp: float | None,
-        options: EncodeOptions,
-    ) -> _EncodedFile:
-        if target_bytes is not None and target_bpp is not None:
-            raise ValueError("give target_bytes or target_bpp, not both")
-        if target_bytes is not None and not target_bytes >= 1:
-            raise ValueError(f"target_bytes must be at least 1, not {target_bytes}")
-        if target_bpp is not None and not 0 < target_bpp < np.inf:
-            raise ValueError(f"target_bpp must be a number above 0, not {target_bpp:g}")
-        picture = load_picture(image, max_pixels=options.max_pixels)
-        height, width = picture.rgb.shape[:2]
-        if target_bpp is not None:
-            target_bytes = max(1, int(target_bpp * height * width / 8))
-        alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
-
-        frame = Container(width, height, self.model_id, 0, 1, b"", is_partial=True, alpha=alpha)
-
-        def pack(tokens: EncodedTokens, scale: int) -> _EncodedFile:
-            container = replace(frame, level=tokens.level, scale=scale, payload=tokens.payload)
-            if not tokens.is_partial:
-                check = bitstream.token_check(_token_bytes(tokens.tokens))
-                container = replace(container, is_partial=False, token_check=check)
-            return _EncodedFile(bitstream.pack(container), tokens)
-
-        if target_bytes is None:
-            w, scale = self._w(quality), options.scale or 1
-            encoder = self._encoder(picture, scale, options)
-            if options.scale is None and w > COARSEST_W:
-                encoder, scale, w = self._fitting_encoder(picture, SCALED_SHARE * encoder.estimate_bytes(w), options)
-            return pack(encoder.encode(w), scale)
-        return self._encode_to_size(picture, target_bytes, options, pack, frame)
-
-    def _encode_to_size(
-        self,
-        picture: Picture,
-        target: int,
-        options: EncodeOptions,
-        pack: Callable[[EncodedTokens, int], _EncodedFile],
-        frame: Container,
-    ) -> _EncodedFile:
-        """Encode to at most `target` bytes, if that is possible; `frame` is the container without payload."""
-        room = max(1, target - bitstream.overhead(frame))
-        expected = room / (rate_control.TYPICAL_RATIO * options.keep)
-        encoder, scale, _ = self._fitting_encoder(picture, expected, options)
-        best = rate_control.search(
-            lambda w, num_bytes: pack(encoder.encode(w, num_bytes), scale),
-            lambda w: options.keep * encoder.estimate_bytes(w),
-            target,
-            self._w_range,
-            overhead=lambda num_bytes: bitstream.overhead(replace(frame, payload=bytes(num_bytes))),
-        )
-        if best.num_bytes > target:  # leave out the last tokens: the decoder fills them
-            smallest = bitstream.smallest_size(best.data)
-            if options.strict and smallest > target:
-                raise TargetError(f"no file of {target:,} bytes is possible; the smallest has {smallest:,}")
-            best = _EncodedFile(bitstream.truncate(best.data, max(target, smallest)), best.tokens)
-        return best
-
-    def _w(self, quality: float) -> float:
-        """Trade-off to ask for at a quality: only those where codewords fit well. Between two levels sizes jump, and a
-        target is the way to what lies between."""
-        return self._quantizer.levels.asking_for(self._quality.w(quality))
-
-    @property
-    def _w_range(self) -> tuple[float, float]:
-        return self._w(100), COARSER * self._w(0)
-
-    def _fitting_encoder(
-        self, picture: Picture, num_bytes: float, options: EncodeOptions
-    ) -> tuple[PictureEncoder, int, float]:
-        """Encoder at the scale that suits a size best, the scale, and the trade-off that about gives the size.
-
-        Args:
-            num_bytes: of the payload, under the static priors.
-        """
-        for scale in SCALES if options.scale is None else (options.scale,):
-            encoder = self._encoder(picture, scale, options)
-            w = rate_control.solve(encoder.estimate_bytes, num_bytes, self._w_range)
-            if w <= COARSEST_W:
-                break
-        return encoder, scale, w
-
-    def _encoder(self, picture: Picture, scale: int, options: EncodeOptions) -> PictureEncoder:
-        rgb = picture.rgb
-        if scale > 1:
-            height, width = rgb.shape[:2]
-            rgb = resize_picture(rgb, -(-width // scale), -(-height // scale))
-        regions = [region.scaled_down(scale) for region in options.regions]
-        return PictureEncoder(self._transforms, self._quantizer, self._entropy_model, rgb, options, regions)
 
     # -- decode -----------------------------------------------------------------------------------------------------
 
@@ -321,28 +174,30 @@ class Codec:
             As `decode`; a salvaged file only if its header cannot be read.
         """
         options = options or FillOptions()
-        container, problem = self._parse(data, max_pixels, salvage=salvage)
+        container, problem = self._decoder.parse(data, max_pixels, salvage=salvage)
 
         def show(grid: TokenGrid) -> None:
             if after_step is not None:
-                latent = expected_latent(self._entropy_model, self._quantizer, grid, container.level)
-                after_step(self._picture_of(latent, container, None))
+                latent = self._decoder.expected_latent(grid, container.level)
+                after_step(self._decoder.picture_of(latent, container, None))
 
-        grid, token_problem = self._read_tokens(container, salvage=salvage, after_step=show if after_step else None)
-        alpha, alpha_problem = self._alpha_of(container, salvage=salvage)
-        image = self._picture_of(self._filled(grid, container.level, options), container, alpha)
+        grid, token_problem = self._decoder.read_tokens(
+            container, salvage=salvage, after_step=show if after_step else None
+        )
+        alpha, alpha_problem = self._decoder.alpha_of(container, salvage=salvage)
+        image = self._decoder.picture_of(self._decoder.filled(grid, container.level, options), container, alpha)
         problems = "; ".join(filter(None, (problem, token_problem, alpha_problem)))
         return DecodedImage(image, 1 - grid.known_share, problems)
 
     def decode_tokens(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 of a file, -1 where a partial file holds none; errors as `decode`."""
-        container, _ = self._parse(data, max_pixels)
-        grid, _ = self._read_tokens(container)
+        container, _ = self._decoder.parse(data, max_pixels)
+        grid, _ = self._decoder.read_tokens(container)
         return np.where(grid.known, grid.tokens, -1)
 
     def token_hash(self, data: bytes) -> str:
         """SHA-256 (hex) of a file's token grid as little-endian uint16: equal on every machine."""
-        return hashlib.sha256(_token_bytes(self.decode_tokens(data))).hexdigest()
+        return hashlib.sha256(token_bytes(self.decode_tokens(data))).hexdigest()
 
     # -- what the model believes ------------------------------------------------------------------------------------
 
@@ -364,10 +219,10 @@ class Codec:
         if width * height > MAX_PIXELS:
             raise LimitError(f"{width} x {height} pixels are above the limit of {MAX_PIXELS:,}")
         options = replace(options or FillOptions(), fill=Fill.SAMPLE)
-        level = self._quantizer.levels.level(self._w(quality))
-        grid = TokenGrid.unknown(self._quantizer.num_subquantizers, -(-height // STRIDE), -(-width // STRIDE))
+        level = self._networks.quantizer.levels.level(self._networks.w(quality))
+        grid = TokenGrid.unknown(self._networks.quantizer.num_subquantizers, -(-height // STRIDE), -(-width // STRIDE))
         container = Container(width, height, self.model_id, level, 1, b"", is_partial=True)
-        return self._picture_of(self._filled(grid, level, options), container, None)
+        return self._decoder.picture_of(self._decoder.filled(grid, level, options), container, None)
 
     def inpaint(
         self, image: ImageLike, mask: ImageLike, *, quality: float = 50.0, options: FillOptions | None = None
@@ -386,119 +241,23 @@ class Codec:
         Raises:
             ImageError: an input cannot be read, or their sizes differ.
         """
-        picture, wanted = load_picture(image, max_pixels=MAX_PIXELS), load_picture(mask, max_pixels=MAX_PIXELS)
+        picture, is_masked = load_picture(image, max_pixels=MAX_PIXELS), load_mask(mask, max_pixels=MAX_PIXELS)
         height, width = picture.rgb.shape[:2]
-        if wanted.rgb.shape != picture.rgb.shape:
+        if is_masked.shape != (height, width):
             raise ImageError(
-                f"the mask is {wanted.rgb.shape[1]} x {wanted.rgb.shape[0]} pixels, the image {width} x {height}"
+                f"the mask is {is_masked.shape[1]} x {is_masked.shape[0]} pixels, the image {width} x {height}"
             )
-        encoded = self._encoder(picture, 1, EncodeOptions()).encode(self._w(quality))
-        is_masked = wanted.rgb.max(2) > 127
+        encoded = self._encoder.picture_encoder(picture, 1, EncodeOptions()).encode(self._networks.w(quality))
         padded = np.pad(is_masked, ((0, -height % STRIDE), (0, -width % STRIDE)))
         h, w = encoded.tokens.shape[1:]
         touched = padded.reshape(h, STRIDE, w, STRIDE).any((1, 3))
         grid = TokenGrid(encoded.tokens, np.broadcast_to(~touched, encoded.tokens.shape))
         container = Container(width, height, self.model_id, encoded.level, 1, b"", is_partial=True)
-        drawn = self._picture_of(
-            self._filled(grid, encoded.level, options or FillOptions(Fill.SAMPLE)), container, None
+        drawn = self._decoder.picture_of(
+            self._decoder.filled(grid, encoded.level, options or FillOptions(Fill.SAMPLE)), container, None
         )
         rgb = np.where(is_masked[:, :, None], np.asarray(drawn), picture.rgb)
         return to_pillow(Picture(rgb, picture.alpha))
-
-    # -- parts ------------------------------------------------------------------------------------------------------
-
-    def _parse(self, data: bytes, max_pixels: int, *, salvage: bool = False) -> tuple[Container, str]:
-        """Read a container that this model decodes, and what is wrong with it if salvaging."""
-        container, problem = bitstream.salvage(data) if salvage else (bitstream.parse(data), "")
-        if not self.model_id.startswith(container.model_id):
-            known = [model.name for model in shipped_models() if model.model_id.startswith(container.model_id)]
-            maker = container.model_id.hex() + "".join(f" ({name})" for name in known)
-            raise ModelMismatchError(f"made with model {maker}, this is {self.model_id.hex()} ({self.name})")
-        if container.level >= self._entropy_model.num_levels:
-            raise DamagedFileError(f"level {container.level} does not exist in this model")
-        if container.width * container.height > max_pixels:
-            raise LimitError(f"{container.width} x {container.height} pixels are above the limit of {max_pixels:,}")
-        return container, problem
-
-    def _read_tokens(
-        self,
-        container: Container,
-        *,
-        salvage: bool = False,
-        after_step: Callable[[TokenGrid], None] | None = None,
-    ) -> tuple[TokenGrid, str]:
-        """Tokens of a file, checked, and what is wrong with them if salvaging."""
-        scaled = (-(-side // container.scale) for side in (container.height, container.width))
-        height, width = (-(-side // STRIDE) for side in scaled)
-        if container.is_partial:
-            reader = PrefixReader(container.payload)
-            return code_tokens(self._entropy_model, reader, height, width, container.level, after_step=after_step), ""
-        complete = TokenReader(container.payload)
-        grid = code_tokens(self._entropy_model, complete, height, width, container.level, after_step=after_step)
-        complete.finish()
-        check = container.token_check
-        if check is not None and bitstream.token_check(_token_bytes(grid.tokens)) != check:
-            problem = "decoded tokens differ from those that were encoded (run `pqmim selftest`)"
-            if not salvage:
-                raise TokenCheckError(problem)
-            return grid, problem
-        return grid, ""
-
-    def _alpha_of(self, container: Container, *, salvage: bool) -> tuple[NDArray[np.uint8] | None, str]:
-        if container.alpha is None:
-            return None, ""
-        try:
-            return decode_alpha(container.alpha, container.width, container.height), ""
-        except PqmimError as error:
-            if not salvage:
-                raise
-            return None, str(error)
-
-    def _filled(self, grid: TokenGrid, level: int, options: FillOptions) -> Callable[[int, int, int, int], Latent]:
-        """Latent of a grid, tile by tile, with what is unknown filled."""
-        quantizer = self._quantizer
-        known: NDArray[np.bool_] | None = None
-        tokens = grid.tokens
-        if not grid.is_complete:
-            if options.fill == Fill.LIKELY:
-                return _tiles_of(expected_latent(self._entropy_model, quantizer, grid, level))
-            if options.fill == Fill.SAMPLE:
-                tokens = sample(
-                    self._entropy_model,
-                    grid,
-                    level,
-                    seed=options.seed,
-                    temperature=options.temperature,
-                    num_steps=options.num_steps,
-                )
-            else:
-                known = grid.known
-
-        def latent_of(top: int, bottom: int, left: int, right: int) -> Latent:
-            tile = (slice(None), slice(top, bottom), slice(left, right))
-            return quantizer.dequantize(tokens[tile], level, None if known is None else known[tile])
-
-        return latent_of
-
-    def _picture_of(
-        self,
-        latent_of: Callable[[int, int, int, int], Latent] | Latent,
-        container: Container,
-        alpha: NDArray[np.uint8] | None,
-    ) -> Image.Image:
-        """Synthesize, crop, scale back."""
-        if isinstance(latent_of, np.ndarray):
-            latent_of = _tiles_of(latent_of)
-        height, width = (-(-side // container.scale) for side in (container.height, container.width))
-        rgb = self._transforms.synthesize(latent_of, -(-height // STRIDE), -(-width // STRIDE))[:height, :width]
-        if container.scale > 1:
-            rgb = resize_picture(rgb, container.width, container.height)
-        return to_pillow(Picture(rgb, alpha))
-
-
-def _tiles_of(z: Latent) -> Callable[[int, int, int, int], Latent]:
-    """Parts of a latent (1, D, h, w)."""
-    return lambda top, bottom, left, right: np.ascontiguousarray(z[:, :, top:bottom, left:right])
 
 
 class _CountedTokens(GivenTokens):
@@ -515,11 +274,6 @@ class _CountedTokens(GivenTokens):
         return tokens
 
 
-def _token_bytes(tokens: Tokens) -> bytes:
-    """Token grid as little-endian uint16, C order."""
-    return tokens.astype("<u2").tobytes()
-
-
 def load_codec(
     name_or_path: str | os.PathLike[str] = "small",
     *,
@@ -530,7 +284,7 @@ def load_codec(
     """Load a shipped model by name, or a model file or run folder by path.
 
     Args:
-        device, kernel, threads: see `Codec`.
+        device, kernel, threads: see `networks.Networks`.
 
     Raises:
         ModelError: no such model, or a damaged file.

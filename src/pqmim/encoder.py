@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.config import STRIDE
-from pqmim.exact_entropy import ExactEntropyModel
+from pqmim.networks import Networks
 from pqmim.options import CORRECTIONS, EncodeOptions, Region, Tune
-from pqmim.quantizer import Latent, ProductQuantizer, Tokens
+from pqmim.quantizer import Latent, Tokens
 from pqmim.range_coding import TokenWriter
 from pqmim.token_coding import Budget, PrefixWriter, RateDistortionChoice, code_tokens
-from pqmim.transforms import Transforms
 
 CORRECTION_GAIN = 0.3
 """Share of the corrections, all together, that is added to the latent; chosen on the validation photos."""
@@ -62,20 +61,18 @@ class PictureEncoder:
 
     def __init__(
         self,
-        transforms: Transforms,
-        quantizer: ProductQuantizer,
-        entropy_model: ExactEntropyModel,
+        networks: Networks,
         rgb: NDArray[np.uint8],
         options: EncodeOptions,
         regions: Sequence[Region] = (),
     ) -> None:
-        self._transforms = transforms
-        self._quantizer = quantizer
-        self._entropy_model = entropy_model
+        self._transforms = networks.transforms
+        self._quantizer = networks.quantizer
+        self._entropy_model = networks.entropy_model
         self._options = options
         padding = ((0, -rgb.shape[0] % STRIDE), (0, -rgb.shape[1] % STRIDE), (0, 0))
         self._pixels = np.pad(rgb, padding, mode="edge")
-        self._z = transforms.analyze(self._pixels)
+        self._z = self._transforms.analyze(self._pixels)
         self._num_pixels = rgb.shape[0] * rgb.shape[1]
         self._factors = self._trade_off_factors(regions)
         self._target: Latent | None = None

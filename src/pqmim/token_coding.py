@@ -258,3 +258,8 @@ def bits_table() -> NDArray[np.float32]:
     frequency = np.arange((1 << PRECISION) + 1, dtype=np.float64)
     with np.errstate(divide="ignore"):
         return (PRECISION - np.log2(frequency)).astype(np.float32)
+
+
+def token_bytes(tokens: Tokens) -> bytes:
+    """Token grid as little-endian uint16, C order."""
+    return tokens.astype("<u2").tobytes()

@@ -1,0 +1,43 @@
+"""A model ready to compute: quantizer, transforms and entropy model of one model file, on this machine."""
+
+from __future__ import annotations
+
+from pqmim.exact_entropy import ExactEntropyModel
+from pqmim.model_files import ModelFile
+from pqmim.quantizer import ProductQuantizer
+from pqmim.runtime import Workers, default_threads, resolve_device
+from pqmim.transforms import Transforms
+
+
+class Networks:
+    """What the two directions share.
+
+    Args:
+        model: from `model_files.load_model`.
+        device: "auto", "cpu" or "cuda", where the networks run.
+        kernel: how the entropy model multiplies, one of `entropy_kernels.KERNELS`; None = the fastest that is exact.
+        threads: to work with, at least 1; None = `runtime.default_threads`.
+
+    Raises:
+        ConfigError: the device or the kernel is not there.
+        ModelError: the graphs of the file cannot be used.
+    """
+
+    def __init__(self, model: ModelFile, device: str, *, kernel: str | None, threads: int | None) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        self.name = model.name
+        self.model_id = model.model_id
+        self.device = resolve_device(device)
+        workers = Workers(threads or default_threads())
+        self._quality = model.config.quality
+        self.quantizer = ProductQuantizer(model.tensors, workers)
+        self.transforms = Transforms(model, threads=workers.threads, device=self.device)
+        self.entropy_model = ExactEntropyModel(model, workers, kernel=kernel, device=self.device)
+
+    def w(self, quality: float) -> float:
+        """Trade-off to ask for at a quality, squared latent units per bit: only those where codewords fit well.
+
+        Between two levels sizes jump, and a target is the way to what lies between.
+        """
+        return self.quantizer.levels.asking_for(self._quality.w(quality))
