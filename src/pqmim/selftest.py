@@ -13,11 +13,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pqmim.codec import load_codec, resolve_device
+from pqmim.codec import Codec
+from pqmim.entropy_kernels import exact_kernels
 from pqmim.errors import BitstreamError, ModelError
-from pqmim.exact_inference import exact_kernels
+from pqmim.model_files import find_model, load_model
+from pqmim.options import Device
+from pqmim.runtime import resolve_device
 
 GOLDEN = Path(str(resources.files("pqmim") / "golden"))
 """Folder of the golden files; `benchmarks/make_golden.py` writes it."""
@@ -66,19 +67,21 @@ def run(device: str = "auto") -> Iterator[Check]:
         ModelError, ConfigError: the package lacks a file or model; the device is not there.
     """
     golden = read_golden()
-    devices = [resolve_device(device)]
-    if device == "auto" and devices[0].type != "cpu":
-        devices.insert(0, torch.device("cpu"))
-    for place in devices:
-        for kernel in exact_kernels(place):
-            for model in sorted({facts["model"] for facts in golden.values()}):
-                codec = load_codec(model, device=place.type, kernel=kernel)
-                for name, facts in golden.items():
-                    if facts["model"] == model:
-                        error = None
-                        try:
-                            if codec.token_hash((GOLDEN / name).read_bytes()) != facts["tokens"]:
-                                error = "decoded to other tokens"
-                        except (BitstreamError, OSError) as problem:
-                            error = str(problem)
-                        yield Check(f"{name} ({place.type}, {kernel})", error)
+    places = {Device.CPU, resolve_device(device)} if device == Device.AUTO else {resolve_device(device)}
+    for name in sorted({facts["model"] for facts in golden.values()}):
+        model = load_model(find_model(name))
+        for place in sorted(places):
+            # On a GPU the codec itself decides what it trusts it with.
+            for kernel in exact_kernels(model) if place is Device.CPU else (None,):
+                codec = Codec(model, place, kernel=kernel)
+                for file, facts in golden.items():
+                    if facts["model"] == name:
+                        yield Check(f"{file} ({place}, {codec.kernel})", _problem_of(codec, file, facts["tokens"]))
+
+
+def _problem_of(codec: Codec, file: str, tokens: str) -> str | None:
+    try:
+        is_right = codec.token_hash((GOLDEN / file).read_bytes()) == tokens
+    except (BitstreamError, OSError) as error:
+        return str(error)
+    return None if is_right else "decoded to other tokens"
