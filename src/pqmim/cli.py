@@ -727,7 +727,7 @@ def train_tokenizer(
 ) -> None:
     """Train transforms and codebooks."""
     with _one_line_errors(Reporter(verbosity=verbose)):
-        from pqmim.config import TokenizerTraining, load_config
+        from pqmim.training.recipes import TokenizerTraining, load_config
 
         config = load_config(TokenizerTraining, recipe, _with_limit(overrides, max_minutes))
         from pqmim.training.train_tokenizer import train
@@ -745,7 +745,7 @@ def train_entropy(
 ) -> None:
     """Train the entropy model on the tokens of a trained tokenizer."""
     with _one_line_errors(Reporter(verbosity=verbose)):
-        from pqmim.config import EntropyTraining, load_config
+        from pqmim.training.recipes import EntropyTraining, load_config
 
         config = load_config(EntropyTraining, recipe, _with_limit(overrides, max_minutes))
         from pqmim.training.train_entropy_model import train

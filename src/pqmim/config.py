@@ -1,43 +1,77 @@
-"""Frozen settings of the models, the data and the training runs; read from YAML with `a.b=c` overrides."""
+"""The shape of a model: sizes of its networks, schedule, range of rates. Plain data, as model files hold it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, Self, TypeVar
+import types
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pqmim.fixed_point import MAX_INNER
 
-from pqmim.errors import ConfigError
-
-MAX_INNER = 1040
-"""Largest inner dimension of the entropy model's integer products: 1040 * 127^2 < 2^24 (`exact_inference`)."""
+STRIDE = 16
+"""Pixels per side of a position."""
+STRIDE = 16
+"""Pixels per side of a position."""
 NUM_LEVELS = 6
 """Levels: trade-offs between rate and distortion that have codebooks and static priors of their own."""
 
 
-class Config(BaseModel):
-    """Base of all settings: immutable, unknown names refused."""
+def _check(
+    name: str, value: float, least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf
+) -> None:
+    """Refuse a number that is out of range."""
+    if not (least <= value <= most and value > above and math.isfinite(value)):
+        lower = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
+        raise ValueError(f"{name} must be {lower}" + (f" and at most {most:g}" if most < math.inf else ""))
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Shape:
+    """Base of the settings below: immutable, and strict about what it is read from."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # for recipes, which pydantic reads
+
+    @classmethod
+    def from_dict(cls, settings: object) -> Self:
+        """Read what `as_dict` gave, after JSON.
+
+        Raises:
+            ValueError: a setting is unknown, missing, of the wrong type or out of range; the message names it.
+        """
+        return _read(cls, settings, "")  # type: ignore[no-any-return]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of numbers, tuples and None, each number of its setting's type."""
+        assert is_dataclass(self)
+        return asdict(self.from_dict(asdict(self)))
 
 
-class AutoencoderConfig(Config):
-    """Analysis and synthesis transforms."""
+@dataclass(frozen=True)
+class AutoencoderConfig(Shape):
+    """Analysis and synthesis transforms.
+
+    Attributes:
+        latent_channels: D, channels of the latent.
+        channels: width of the convolutional path at strides 4, 8 and 16.
+        blocks: residual blocks at strides 4, 8 and 16.
+        synthesis_channels: width of the synthesis where it differs from that of the analysis; None = `channels`.
+        synthesis_blocks: residual blocks of the synthesis where they differ; None = `blocks`.
+        latent_unit: grey levels (of 255) of an orthonormal basis function that make one unit of the latent.
+    """
 
     latent_channels: int = 256
-    """D, channels of the latent."""
     channels: tuple[int, int, int] = (64, 128, 192)
-    """Width of the convolutional path at strides 4, 8 and 16."""
     blocks: tuple[int, int, int] = (1, 1, 2)
-    """Residual blocks at strides 4, 8 and 16."""
     synthesis_channels: tuple[int, int, int] | None = None
-    """Width of the synthesis where it differs from that of the analysis; null = `channels`."""
     synthesis_blocks: tuple[int, int, int] | None = None
-    """Residual blocks of the synthesis where they differ from those of the analysis; null = `blocks`."""
     latent_unit: float = 20.0
-    """Grey levels (of 255) of an orthonormal basis function that make one unit of the latent."""
+
+    def __post_init__(self) -> None:
+        _check("latent_channels", self.latent_channels, 1)
+        for name in ("channels", "synthesis_channels", "blocks", "synthesis_blocks"):
+            for size in getattr(self, name) or ():
+                _check(name, size, 0 if name.endswith("blocks") else 1)
+        _check("latent_unit", self.latent_unit, above=0)
 
     @property
     def margin(self) -> int:
@@ -49,64 +83,85 @@ class AutoencoderConfig(Config):
         )
 
 
-class QuantizerConfig(Config):
-    """Product quantizer."""
+@dataclass(frozen=True)
+class QuantizerConfig(Shape):
+    """Product quantizer.
 
-    num_subquantizers: int = Field(32, ge=1)
-    """M."""
-    num_codewords: int = Field(256, ge=2, le=4096)
-    """K, codewords per sub-quantizer."""
+    Attributes:
+        num_subquantizers: M.
+        num_codewords: K, codewords per sub-quantizer.
+        min_channel_rate: channels that cost fewer bits per position than this are dropped and decoded as their mean.
+    """
+
+    num_subquantizers: int = 32
+    num_codewords: int = 256
     min_channel_rate: float = 0.002
-    """Channels that cost fewer bits per position than this are dropped and decoded as their mean."""
+
+    def __post_init__(self) -> None:
+        _check("num_subquantizers", self.num_subquantizers, 1)
+        _check("num_codewords", self.num_codewords, 2, 4096)
 
 
-class TokenizerConfig(Config):
+@dataclass(frozen=True)
+class TokenizerConfig(Shape):
     """The tokenizer: transforms and quantizer."""
 
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
 
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
+    def __post_init__(self) -> None:
         if self.autoencoder.latent_channels + self.quantizer.num_subquantizers + NUM_LEVELS > MAX_INNER:
             raise ValueError(f"latent_channels + num_subquantizers must be at most {MAX_INNER - NUM_LEVELS}")
-        return self
 
 
-class EntropyModelConfig(Config):
-    """The masked transformer."""
+@dataclass(frozen=True)
+class EntropyModelConfig(Shape):
+    """The masked transformer.
+
+    Attributes:
+        width: channels of the residual stream; a multiple of `head_width` and of 16.
+        num_layers: transformer layers.
+        attention_every: layers 0, n, 2n, ... have attention; the others mix neighbors by shifted channels alone.
+        head_width: channels of an attention head.
+        mlp_ratio: hidden channels of the feed-forward part, in widths.
+        window: side of the attention windows, positions; every other attention is shifted by half.
+        token_rank: inner dimension between a head output and the factors of the codewords.
+        group_steps: groups of sub-quantizers in the schedule, and the steps of each (`schedule.Schedule`).
+    """
 
     width: int = 192
-    """Channels of the residual stream; a multiple of `head_width` and of 16."""
-    num_layers: int = Field(5, ge=1)
-    attention_every: int = Field(2, ge=1)
-    """Layers 0, n, 2n, ... have attention; the others mix neighbors by shifted channels alone."""
+    num_layers: int = 5
+    attention_every: int = 2
     head_width: int = 32
-    """Channels of an attention head."""
     mlp_ratio: int = 4
-    """Hidden channels of the feed-forward part, in widths."""
     window: int = 8
-    """Side of the attention windows, positions; every other attention is shifted by half."""
     token_rank: int = 24
-    """Inner dimension between a head output and the factors of the codewords."""
     group_steps: tuple[int, ...] = (5, 2, 1)
-    """Groups of sub-quantizers in the schedule, and the steps of each (`schedule.Schedule`)."""
 
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
+    def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "attention_every", "head_width", "mlp_ratio", "window", "token_rank"):
+            _check(name, getattr(self, name), 1)
         if self.width % self.head_width or self.width % 16:
             raise ValueError("width must be a multiple of head_width and of 16")
         if max(self.width * self.mlp_ratio, self.window**2, self.token_rank) > MAX_INNER:
             raise ValueError(f"width * mlp_ratio, window^2 and token_rank must be at most {MAX_INNER}")
-        return self
 
 
-class QualityRange(Config):
-    """What quality 0 and 100 mean; between them the logarithm of w is linear in quality."""
+@dataclass(frozen=True)
+class QualityRange(Shape):
+    """What quality 0 and 100 mean; between them the logarithm of w is linear in quality.
 
-    w_at_0: float = Field(30.0, gt=0)
-    """Squared latent units per bit at quality 0."""
-    w_at_100: float = Field(0.3, gt=0)
+    Attributes:
+        w_at_0: squared latent units per bit at quality 0.
+        w_at_100: the same at quality 100.
+    """
+
+    w_at_0: float = 30.0
+    w_at_100: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check("w_at_0", self.w_at_0, above=0)
+        _check("w_at_100", self.w_at_100, above=0)
 
     def w(self, quality: float) -> float:
         """Squared latent units per bit at a quality in [0, 100].
@@ -119,147 +174,38 @@ class QualityRange(Config):
         return float(self.w_at_0 * (self.w_at_100 / self.w_at_0) ** (quality / 100))
 
 
-class DataConfig(Config):
-    """Training photos."""
+@dataclass(frozen=True)
+class ModelConfig(Shape):
+    """A whole model."""
 
-    path: Path
-    """Folder of images, tar shard, or folder of tar shards."""
-    cache: Path | None = None
-    """Folder that keeps the decoded pixels for the next start; null decodes anew."""
-    crop: int = Field(256, ge=32, multiple_of=16)
-    """Side of the square crops, pixels."""
-    min_scale: float = Field(0.5, gt=0, le=1)
-    """Photos are scaled down by a random factor in [min_scale, 1], so that crops look like larger photographs."""
-    validation_photos: int = Field(64, ge=1)
-    """Photos held out, evenly spread over the list and never trained on; models are chosen on them."""
-    stream: bool = False
-    """Read tar shards all the time instead of holding all photos in memory (`streaming`)."""
-    stream_lanes: int = Field(8, ge=1)
-    """Streams that the shards are dealt to: at most one per shard, a multiple of the number of processes. With seed and
-    batch size it fixes what is drawn."""
-    stream_readers: int = Field(2, ge=0)
-    """Processes that read and decode for each training process; 0 = none beside it."""
-    shuffle_buffer: int = Field(200, ge=1)
-    """Encoded photos that each lane holds to draw from."""
+    tokenizer: TokenizerConfig
+    entropy: EntropyModelConfig
+    quality: QualityRange
 
 
-class StageConfig(Config):
-    """One training loop."""
-
-    steps: int = Field(10_000, ge=0)
-    batch_size: int = Field(8, ge=1)
-    """Samples of a step, over all processes and micro-batches."""
-    accumulate: int = Field(1, ge=1)
-    """Micro-batches whose gradients are added up before a step; saves memory, changes nothing else."""
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(100, ge=0)
-    final_learning_rate: float = Field(0.02, ge=0, le=1)
-    """Share of the learning rate left at the end of the cosine."""
-    clip_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.998, ge=0, lt=1)
-    log_every: int = Field(50, ge=1)
-    validate_every: int = Field(1000, ge=1)
-
-
-class RunConfig(Config):
-    """What every training run needs."""
-
-    output: Path
-    """Folder of the run: checkpoint, log.csv, TensorBoard events, sample pictures, weights."""
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    bf16: bool = True
-    """bfloat16 autocast in the transforms."""
-    compile: bool = False
-    """`torch.compile` for the networks; worth its minutes of compiling on a GPU."""
-    checkpoint_minutes: float = Field(3.0, gt=0)
-    max_minutes: float | None = None
-    """Write a checkpoint and stop after this long; `--resume auto` goes on. null = no limit."""
-
-
-class RateRange(Config):
-    """Range of the trade-off, on the scale lambda * 255^2 * MSE + bpp used by learned codecs."""
-
-    lambda_min: float = Field(0.0004, gt=0)
-    lambda_max: float = Field(0.018, gt=0)
-
-
-class CodebookConfig(Config):
-    """Entropy-constrained Lloyd iterations on the latents of the first stage."""
-
-    crops: int = 1500
-    """Crops whose latents the codebooks are fitted to."""
-    iterations: int = Field(12, ge=0)
-    """0 keeps the codebooks of `start_from` as they are."""
-    w: float = 0.2
-    """Squared latent units per bit while fitting: the finest trade-off that the codebooks serve well."""
-
-
-class TokenizerTraining(Config):
-    """`pqmim train tokenizer`: transforms, codebooks, all of it (unless `joint.steps` is 0), the synthesis."""
-
-    start_from: Path | None = None
-    """`tokenizer.safetensors` or model file of an earlier run, whose transforms are trained on (wider and deeper ones
-    begin as the same functions) and whose codebooks are refined; null starts anew."""
-    model: TokenizerConfig = TokenizerConfig()
-    data: DataConfig
-    run: RunConfig
-    rate: RateRange = RateRange()
-    transform: StageConfig = StageConfig()
-    codebooks: CodebookConfig = CodebookConfig()
-    joint: StageConfig = StageConfig(steps=0, learning_rate=3e-4)
-    finetune: StageConfig = StageConfig(steps=4000, learning_rate=3e-4)
-    nested_share: float = Field(0.2, ge=0, le=1)
-    """Share of the samples of the last two stages that keep only a random number of leading sub-quantizers."""
-
-
-class EntropyTraining(Config):
-    """`pqmim train entropy`: the masked transformer on the tokens of a trained tokenizer."""
-
-    name: str = "custom"
-    """Name the finished model carries."""
-    description: str = ""
-    """One line shown by `pqmim models`."""
-    tokenizer: Path
-    """`tokenizer.safetensors` of a tokenizer run."""
-    start_from: Path | None = None
-    """`entropy_model_float.pt` of an earlier run, whose weights are taken over where they fit (more layers begin as the
-    same function); null starts anew."""
-    model: EntropyModelConfig = EntropyModelConfig()
-    data: DataConfig
-    run: RunConfig
-    stage: StageConfig = StageConfig(batch_size=16)
-    quality: QualityRange = QualityRange()
-    quantize_after: float = Field(0.7, ge=0, le=1)
-    """Share of the steps in float; the rest simulates the integer arithmetic of `exact_inference`."""
-
-
-ConfigType = TypeVar("ConfigType", bound=Config)
-
-
-def load_config(kind: type[ConfigType], path: Path, overrides: Sequence[str] = ()) -> ConfigType:
-    """Read a recipe.
-
-    Args:
-        kind: which settings it must hold.
-        path: YAML file.
-        overrides: `a.b=c` strings, later ones win; values are YAML.
-
-    Raises:
-        ConfigError: no such file, not YAML, unknown or ill-typed setting; the message names the setting.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        return kind.model_validate(OmegaConf.to_container(merged, resolve=True))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {setting}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
-    except (YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:  # the last two: a list, no text
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+def _read(kind: Any, value: Any, name: str) -> Any:
+    """A value of type `kind` from what JSON gives; `name` is for the message."""
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name or kind.__name__} must be settings by name")
+        types_of = get_type_hints(kind)
+        known = {field.name: field for field in fields(kind)}
+        prefix = name + "." if name else ""
+        if unknown := sorted(map(str, value.keys() - known.keys())):
+            raise ValueError(f"{prefix}{unknown[0]} is not a known setting")
+        # A default of None belongs to a setting that earlier models were made without.
+        missing = [field for field in known.values() if field.name not in value and field.default is not None]
+        if missing:
+            raise ValueError(f"{prefix}{missing[0].name} is missing")
+        return kind(**{key: _read(types_of[key], entry, prefix + key) for key, entry in value.items()})
+    if get_origin(kind) in (Union, types.UnionType):  # with None
+        return None if value is None else _read(get_args(kind)[0], value, name)
+    if get_origin(kind) is tuple:
+        wanted = get_args(kind)
+        if isinstance(value, list | tuple) and (wanted[-1] is ... or len(value) == len(wanted)):
+            return tuple(_read(wanted[0], entry, name) for entry in value)
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif kind is int and type(value) is int:
+        return value
+    raise ValueError(f"{name} is of the wrong type")

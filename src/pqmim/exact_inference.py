@@ -37,20 +37,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pqmim.config import MAX_INNER, NUM_LEVELS, EntropyModelConfig
+from pqmim.config import NUM_LEVELS, EntropyModelConfig
 from pqmim.errors import ConfigError, ModelError
-from pqmim.range_coding import PRECISION
-from pqmim.schedule import Schedule, Step, positions_of
-from pqmim.training.entropy_model import EntropyModel
-from pqmim.training.layers import (
+from pqmim.fixed_point import (
     ACTIVATION_UNIT,
     ATTENTION_ONE,
     INT8_MAX,
     LOGIT_UNIT,
+    MAX_INNER,
     NORM_EPSILON,
     RESIDUAL_MAX,
     RESIDUAL_UNIT,
     SCORE_UNIT,
+)
+from pqmim.range_coding import PRECISION
+from pqmim.schedule import Schedule, Step, positions_of
+from pqmim.training.entropy_model import EntropyModel
+from pqmim.training.layers import (
     QuantizableLinear,
     TransformerLayer,
     WindowPartition,

@@ -15,13 +15,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from pqmim.config import AutoencoderConfig
-
-STRIDE = 16
-"""Pixels per side of a position."""
+from pqmim.config import STRIDE, AutoencoderConfig
 
 
 class ResidualBlock(nn.Module):
@@ -59,18 +56,11 @@ def block_dct_basis(num_channels: int) -> Tensor:
     return basis[cost.argsort(stable=True)[:num_channels]].float()
 
 
-def _blocks(x: Tensor) -> Tensor:
-    """(B, 3, 16 h, 16 w) -> (B, h, w, 768), each block flattened as color, row, column."""
-    batch, _, height, width = x.shape
-    grid = x.reshape(batch, 3, height // STRIDE, STRIDE, width // STRIDE, STRIDE)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // STRIDE, width // STRIDE, -1)
-
-
-def _unblocks(blocks: Tensor) -> Tensor:
-    """Inverse of `_blocks`."""
-    batch, h, w, _ = blocks.shape
-    grid = blocks.reshape(batch, h, w, 3, STRIDE, STRIDE).permute(0, 3, 1, 4, 2, 5)
-    return grid.reshape(batch, 3, h * STRIDE, w * STRIDE)
+@fx.wrap  # type: ignore[no-untyped-call, untyped-decorator]
+def full_precision_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply the channels at each place by a matrix: (B, C, h, w), (D, C) -> (B, D, h, w), not in bfloat16."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, weight[:, :, None, None])
 
 
 class Analysis(nn.Module):
@@ -108,10 +98,9 @@ class Analysis(nn.Module):
         """
         x = x - 0.5
         learned = self.head(self.convolutional(x))
-        with torch.autocast(x.device.type, enabled=False):  # few operations, but they carry the means: full precision
-            linear = _blocks(x) @ (self.linear_gain * self.linear).t()
-        z: Tensor = linear.permute(0, 3, 1, 2) + learned.float()
-        return z
+        # Few operations, but they carry the means.
+        linear = full_precision_linear(F.pixel_unshuffle(x, STRIDE), self.linear_gain * self.linear)
+        return linear + learned.float()
 
 
 class Synthesis(nn.Module):
@@ -148,8 +137,7 @@ class Synthesis(nn.Module):
         """
         # The latent's scale (tens of units) would swamp the first layer; a fixed factor keeps its inputs near one.
         learned = F.pixel_shuffle(self.head(self.convolutional(0.1 * z)), 4)
-        with torch.autocast(z.device.type, enabled=False):
-            linear = _unblocks(z.permute(0, 2, 3, 1) @ (self.linear_gain * self.linear).t())
+        linear = F.pixel_shuffle(full_precision_linear(z, self.linear_gain * self.linear), STRIDE)
         return linear + learned.float() + 0.5
 
 

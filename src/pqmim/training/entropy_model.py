@@ -2,7 +2,7 @@
 
 Given any pattern of known tokens it predicts the probabilities of all others, so one network serves every step of the
 schedule and also fills in what was not sent (masked image modelling as in arXiv:2212.07372). This is the float form for
-training; with `simulate=True` it rounds as the exact form does (`exact_inference`), which alone codes files.
+training; with `simulate=True` it rounds as the exact form does (`exact_entropy`), which alone codes files.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pqmim.config import NUM_LEVELS, EntropyModelConfig
+from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX, LOGIT_UNIT, RESIDUAL_UNIT
 from pqmim.schedule import Schedule, Step, quincunx_steps
 from pqmim.training.layers import (
-    ACTIVATION_UNIT,
-    INT8_MAX,
-    LOGIT_UNIT,
-    RESIDUAL_UNIT,
     QuantizableLinear,
     TransformerLayer,
     WindowPartition,

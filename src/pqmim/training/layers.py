@@ -1,8 +1,7 @@
-"""Blocks of the entropy model, and the fixed-point units that its trainable and its exact form share.
+"""Blocks of the entropy model in its trainable form.
 
-The exact form (`exact_inference`) computes with integers; an integer stands for `integer * UNIT` of the quantity that
-the trainable form computes in floating point. The trainable form rounds to the same grids, passing gradients straight
-through, when it simulates the exact one.
+When they simulate the exact form, which computes with integers (`fixed_point`), they round to the same grids and pass
+gradients straight through.
 """
 
 from __future__ import annotations
@@ -13,21 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INT8_MAX = 127
-ACTIVATION_UNIT = 1 / 16
-"""Of normalized activations, queries, keys, values, hidden units and head outputs, all int8: a range of +-7.9."""
-RESIDUAL_UNIT = 1 / 256
-"""Of the residual stream."""
-RESIDUAL_MAX = 1 << 20
-"""Largest magnitude of the residual stream, in units."""
-SCORE_UNIT = 1 / 16
-"""Of attention scores (nats)."""
-ATTENTION_ONE = 127
-"""Integer weight of the key with the highest score."""
-LOGIT_UNIT = 1 / 64
-"""Of the logits (nats)."""
-NORM_EPSILON = 1
-"""Added to the sum of squares of the residual stream, in units squared."""
+from pqmim.fixed_point import (
+    ACTIVATION_UNIT,
+    ATTENTION_ONE,
+    INT8_MAX,
+    NORM_EPSILON,
+    RESIDUAL_UNIT,
+    SCORE_UNIT,
+)
 
 
 def round_through(x: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pqmim.checkpoints import MODEL_FILE, load_tokenizer, save_model
-from pqmim.config import EntropyTraining
 from pqmim.errors import ConfigError
+from pqmim.model_files import MODEL_FILE
 from pqmim.schedule import quincunx_steps
+from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.data import STAGE_STEPS
 from pqmim.training.entropy_model import EntropyModel, step_masks
+from pqmim.training.export import save_model
+from pqmim.training.recipes import EntropyTraining
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.train_tokenizer import NOT_IN_FACTS, draw_w
 from pqmim.training.training_run import Draws, TrainingRun, fit, open_photos

@@ -20,12 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pqmim.checkpoints import load_tokenizer, save_tokenizer
-from pqmim.config import NUM_LEVELS, TokenizerTraining
+from pqmim.config import NUM_LEVELS, STRIDE
 from pqmim.errors import ConfigError
-from pqmim.training.autoencoder import STRIDE, grow
+from pqmim.training.autoencoder import grow
+from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
 from pqmim.training.data import STAGE_STEPS, Sampler
 from pqmim.training.losses import mean_psnr, mean_squared_error, straight_through
+from pqmim.training.recipes import TokenizerTraining
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.trainable_quantizer import (
     LOG2,

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pqmim.config import DataConfig, RunConfig, StageConfig
 from pqmim.errors import ConfigError, OutputError
 from pqmim.training.data import ALL, CropSampler, Sampler, load_photos, split_photos, validation_crops
 from pqmim.training.distributed import Workers
+from pqmim.training.recipes import DataConfig, RunConfig, StageConfig
 from pqmim.training.streaming import ShardSampler, ShardSet, StreamSettings
 from pqmim.training.throughput import peak_rate
 

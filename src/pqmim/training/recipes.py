@@ -1,0 +1,164 @@
+"""Settings of the data and the training runs; read from YAML with `a.b=c` overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml import YAMLError
+
+from pqmim.config import EntropyModelConfig, QualityRange, TokenizerConfig
+from pqmim.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all settings: immutable, unknown names refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Config):
+    """Training photos."""
+
+    path: Path
+    """Folder of images, tar shard, or folder of tar shards."""
+    cache: Path | None = None
+    """Folder that keeps the decoded pixels for the next start; null decodes anew."""
+    crop: int = Field(256, ge=32, multiple_of=16)
+    """Side of the square crops, pixels."""
+    min_scale: float = Field(0.5, gt=0, le=1)
+    """Photos are scaled down by a random factor in [min_scale, 1], so that crops look like larger photographs."""
+    validation_photos: int = Field(64, ge=1)
+    """Photos held out, evenly spread over the list and never trained on; models are chosen on them."""
+    stream: bool = False
+    """Read tar shards all the time instead of holding all photos in memory (`streaming`)."""
+    stream_lanes: int = Field(8, ge=1)
+    """Streams that the shards are dealt to: at most one per shard, a multiple of the number of processes. With seed and
+    batch size it fixes what is drawn."""
+    stream_readers: int = Field(2, ge=0)
+    """Processes that read and decode for each training process; 0 = none beside it."""
+    shuffle_buffer: int = Field(200, ge=1)
+    """Encoded photos that each lane holds to draw from."""
+
+
+class StageConfig(Config):
+    """One training loop."""
+
+    steps: int = Field(10_000, ge=0)
+    batch_size: int = Field(8, ge=1)
+    """Samples of a step, over all processes and micro-batches."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches whose gradients are added up before a step; saves memory, changes nothing else."""
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    final_learning_rate: float = Field(0.02, ge=0, le=1)
+    """Share of the learning rate left at the end of the cosine."""
+    clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    log_every: int = Field(50, ge=1)
+    validate_every: int = Field(1000, ge=1)
+
+
+class RunConfig(Config):
+    """What every training run needs."""
+
+    output: Path
+    """Folder of the run: checkpoint, log.csv, TensorBoard events, sample pictures, weights."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    bf16: bool = True
+    """bfloat16 autocast in the transforms."""
+    compile: bool = False
+    """`torch.compile` for the networks; worth its minutes of compiling on a GPU."""
+    checkpoint_minutes: float = Field(3.0, gt=0)
+    max_minutes: float | None = None
+    """Write a checkpoint and stop after this long; `--resume auto` goes on. null = no limit."""
+
+
+class RateRange(Config):
+    """Range of the trade-off, on the scale lambda * 255^2 * MSE + bpp used by learned codecs."""
+
+    lambda_min: float = Field(0.0004, gt=0)
+    lambda_max: float = Field(0.018, gt=0)
+
+
+class CodebookConfig(Config):
+    """Entropy-constrained Lloyd iterations on the latents of the first stage."""
+
+    crops: int = 1500
+    """Crops whose latents the codebooks are fitted to."""
+    iterations: int = Field(12, ge=0)
+    """0 keeps the codebooks of `start_from` as they are."""
+    w: float = 0.2
+    """Squared latent units per bit while fitting: the finest trade-off that the codebooks serve well."""
+
+
+class TokenizerTraining(Config):
+    """`pqmim train tokenizer`: transforms, codebooks, all of it (unless `joint.steps` is 0), the synthesis."""
+
+    start_from: Path | None = None
+    """`tokenizer.safetensors` or model file of an earlier run, whose transforms are trained on (wider and deeper ones
+    begin as the same functions) and whose codebooks are refined; null starts anew."""
+    model: TokenizerConfig = TokenizerConfig()
+    data: DataConfig
+    run: RunConfig
+    rate: RateRange = RateRange()
+    transform: StageConfig = StageConfig()
+    codebooks: CodebookConfig = CodebookConfig()
+    joint: StageConfig = StageConfig(steps=0, learning_rate=3e-4)
+    finetune: StageConfig = StageConfig(steps=4000, learning_rate=3e-4)
+    nested_share: float = Field(0.2, ge=0, le=1)
+    """Share of the samples of the last two stages that keep only a random number of leading sub-quantizers."""
+
+
+class EntropyTraining(Config):
+    """`pqmim train entropy`: the masked transformer on the tokens of a trained tokenizer."""
+
+    name: str = "custom"
+    """Name the finished model carries."""
+    description: str = ""
+    """One line shown by `pqmim models`."""
+    tokenizer: Path
+    """`tokenizer.safetensors` of a tokenizer run."""
+    start_from: Path | None = None
+    """`entropy_model_float.pt` of an earlier run, whose weights are taken over where they fit (more layers begin as the
+    same function); null starts anew."""
+    model: EntropyModelConfig = EntropyModelConfig()
+    data: DataConfig
+    run: RunConfig
+    stage: StageConfig = StageConfig(batch_size=16)
+    quality: QualityRange = QualityRange()
+    quantize_after: float = Field(0.7, ge=0, le=1)
+    """Share of the steps in float; the rest simulates the integer arithmetic that codes files."""
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def load_config(kind: type[ConfigType], path: Path, overrides: Sequence[str] = ()) -> ConfigType:
+    """Read a recipe.
+
+    Args:
+        kind: which settings it must hold.
+        path: YAML file.
+        overrides: `a.b=c` strings, later ones win; values are YAML.
+
+    Raises:
+        ConfigError: no such file, not YAML, unknown or ill-typed setting; the message names the setting.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        return kind.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {setting}: {message[0].lower()}{message[1:]}") from error
+    except (YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:  # the last two: a list, no text
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error

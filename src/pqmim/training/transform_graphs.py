@@ -1,0 +1,242 @@
+"""The transforms as ONNX graphs, made from their PyTorch modules.
+
+A transform is traced (`torch.fx`) down to the modules and functions that have a rule here, so another architecture of
+the same parts needs no change; what has no rule is refused by name. The backward pass of the synthesis, which the
+encoder looks through, is derived from its graph (`vjp`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from pqmim.config import STRIDE
+from pqmim.model_files import Graph
+from pqmim.training.autoencoder import full_precision_linear
+from pqmim.training.graph_builder import GraphBuilder
+from pqmim.training.tokenizer import Tokenizer
+from pqmim.training.vjp import differentiate, pixel_unshuffle
+
+LATENT = ("rows", "columns")
+PICTURE = ("height", "width")
+"""Names of the sizes that are not fixed."""
+
+
+def transform_graphs(tokenizer: Tokenizer) -> dict[str, Graph]:
+    """Graphs of a tokenizer's transforms; the weights are those that `checkpoints.tokenizer_tensors` gives.
+
+    Returns:
+        "analysis": rgb (16 h, 16 w, 3) uint8 -> z (1, D, h, w) float32.
+        "synthesis": z -> rgb, rounded half to even.
+        "synthesis_forward": z -> picture (1, 3, 16 h, 16 w) float32, nominally in [0, 1], not clamped; and saved.0 and
+        so on, what the next one needs.
+        "synthesis_vjp": gradient (1, 3, 16 h, 16 w) float32 of anything with respect to the picture, and the saved
+        values -> z_gradient (1, D, h, w) float32, with respect to the latent.
+    """
+    latent = ("z", np.float32, (1, tokenizer.config.autoencoder.latent_channels, *LATENT))
+    rgb = ("rgb", np.uint8, (*PICTURE, 3))
+    picture = ("picture", np.float32, (1, 3, *PICTURE))
+
+    analysis = TransformTracer("tokenizer.analysis.")
+    planes = analysis.op("Unsqueeze", analysis.op("Transpose", "rgb", perm=[2, 0, 1]), analysis.ints(0))
+    x = analysis.op("Div", analysis.cast(planes, np.float32), analysis.constant(255, np.float32))
+    analysis.trace(tokenizer.analysis, x, (3, 2 * STRIDE, 3 * STRIDE), output="z")
+
+    synthesis = TransformTracer("tokenizer.synthesis.")
+    y = synthesis.trace(tokenizer.synthesis, "z", (latent[2][1], 2, 3))
+    y = synthesis.op("Clip", y, synthesis.constant(0, np.float32), synthesis.constant(1, np.float32))
+    y = synthesis.op("Round", synthesis.op("Mul", y, synthesis.constant(255, np.float32)))
+    y = synthesis.op("Squeeze", synthesis.cast(y, np.uint8), synthesis.ints(0))
+    synthesis.op("Transpose", y, perm=[1, 2, 0], output="rgb")
+
+    through = TransformTracer("tokenizer.synthesis.")
+    through.trace(tokenizer.synthesis, "z", (latent[2][1], 2, 3), output="picture")
+    forward, vjp = differentiate(through.build([latent], [picture]))
+    return {
+        "analysis": analysis.build([rgb], [latent]),
+        "synthesis": synthesis.build([latent], [rgb]),
+        "synthesis_forward": forward,
+        "synthesis_vjp": vjp,
+    }
+
+
+class TransformTracer(GraphBuilder):
+    """Appends the operations of a module to a graph.
+
+    Args:
+        prefix: of the names of the module's weights in the model file.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    @torch.no_grad()
+    def trace(self, module: nn.Module, x: str, shape: tuple[int, ...], *, output: str | None = None) -> str:
+        """Apply a module with one input and one output.
+
+        Args:
+            x: name of its input.
+            shape: of an input that it accepts, without the batch axis.
+            output: name of its output; None = any.
+
+        Returns:
+            The name of its output.
+
+        Raises:
+            NotImplementedError: it does something that no rule is for.
+        """
+        traced = fx.symbolic_trace(module)
+        ShapeProp(traced).propagate(torch.zeros(1, *shape))  # type: ignore[no-untyped-call]
+        modules = dict(traced.named_modules())
+        values: dict[fx.Node, Any] = {}
+        result = x
+        for node in traced.graph.nodes:
+            arguments = fx.node.map_arg(node.args, values.__getitem__)
+            settings = fx.node.map_arg(node.kwargs, values.__getitem__)
+            if node.op == "placeholder":
+                values[node] = x
+            elif node.op == "get_attr":
+                values[node] = self.parameter(node.target, traced.get_parameter(node.target))
+            elif node.op == "call_module":
+                values[node] = _rule_of(type(modules[node.target]))(self, node, *arguments, modules[node.target])
+            elif node.op != "output":
+                values[node] = _rule_of(node.target)(self, node, *arguments, **settings)
+            else:
+                result = arguments[0]
+        if output is not None:
+            result = self.op("Identity", result, output=output)
+        return result
+
+    def parameter(self, name: str, parameter: Tensor) -> str:
+        """A weight of the module, stored in half precision, as float32."""
+        tensor = self._prefix + name
+        return self.cast(self.weight(tensor, tensor, tuple(parameter.shape), np.float16), np.float32)
+
+    def convolution(self, x: str, weight: str, *bias: str, kernel: Sequence[int], groups: int = 1) -> str:
+        """Convolution of stride 1 that keeps the size; sides of the kernel are odd."""
+        pads = [side // 2 for side in kernel]
+        return self.op("Conv", x, weight, *bias, kernel_shape=list(kernel), pads=pads * 2, group=groups)
+
+
+def _rule_of(target: Any) -> Callable[..., Any]:
+    """How a module or function is written: called with tracer, traced node, then what it is called with itself."""
+    if target not in RULES:
+        raise NotImplementedError(f"no rule to write {getattr(target, '__name__', target)} as a graph")
+    return RULES[target]
+
+
+def _channels(node: fx.Node) -> int:
+    """Channels of the first argument."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return int(source.meta["tensor_meta"].shape[1])
+
+
+def _elementwise(kind: str) -> Callable[..., str]:
+    """Rule of an operator with one or two operands, tensors of one shape, parameters or numbers."""
+
+    def rule(tracer: TransformTracer, node: fx.Node, *operands: str | float) -> str:
+        shape = node.meta["tensor_meta"].shape
+        tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        if any(tensor.op != "get_attr" and tensor.meta["tensor_meta"].shape != shape for tensor in tensors):
+            raise NotImplementedError(f"no rule to write {node.name} as a graph: its operands differ in shape")
+        names = [o if isinstance(o, str) else tracer.constant(o, np.float32) for o in operands]
+        return tracer.op(kind, *names)
+
+    return rule
+
+
+def _conv2d(tracer: TransformTracer, node: fx.Node, x: str, module: nn.Conv2d) -> str:
+    kernel = tuple(module.kernel_size)
+    same = tuple(side // 2 for side in kernel)
+    is_plain = set(module.stride) == set(module.dilation) == {1} and module.padding_mode == "zeros"
+    if not is_plain or module.padding not in ("same", same) or not all(side % 2 for side in kernel):
+        raise NotImplementedError(f"no rule to write {module} as a graph")
+    weights = [tracer.parameter(f"{node.target}.{name}", weight) for name, weight in module.named_parameters()]
+    return tracer.convolution(x, *weights, kernel=kernel, groups=module.groups)
+
+
+def _linear(tracer: TransformTracer, node: fx.Node, x: str, weight: str) -> str:
+    return tracer.convolution(x, tracer.op("Unsqueeze", weight, tracer.ints(2, 3)), kernel=(1, 1))
+
+
+def _activation(kind: str) -> Callable[..., str]:
+    """Rule of an operator of one tensor; whether PyTorch works in place does not matter."""
+    return lambda tracer, node, x, *module, inplace=False: tracer.op(kind, x)
+
+
+def _softplus(tracer: TransformTracer, node: fx.Node, x: str, beta: float = 1.0, threshold: float = 20.0) -> str:
+    if beta != 1:
+        raise NotImplementedError(f"no rule to write softplus with beta {beta:g} as a graph")
+    return tracer.op("Softplus", x)
+
+
+def _leaky_relu(
+    tracer: TransformTracer, node: fx.Node, x: str, negative_slope: float = 0.01, inplace: bool = False
+) -> str:
+    return tracer.op("LeakyRelu", x, alpha=negative_slope)
+
+
+def _silu(tracer: TransformTracer, node: fx.Node, x: str, inplace: bool = False) -> str:
+    return tracer.op("Mul", x, tracer.op("Sigmoid", x))
+
+
+def _pixel_shuffle(tracer: TransformTracer, node: fx.Node, x: str, upscale_factor: int) -> str:
+    return tracer.op("DepthToSpace", x, blocksize=upscale_factor, mode="CRD")
+
+
+def _pixel_unshuffle(tracer: TransformTracer, node: fx.Node, x: str, downscale_factor: int) -> str:
+    return pixel_unshuffle(tracer, x, _channels(node), downscale_factor)
+
+
+def _cat(tracer: TransformTracer, node: fx.Node, tensors: Sequence[str], dim: int = 0) -> str:
+    return tracer.op("Concat", *tensors, axis=dim)
+
+
+def _chunk(tracer: TransformTracer, node: fx.Node, x: str, chunks: int, dim: int = 0) -> list[str]:
+    ends = np.cumsum([0, *(part.shape[dim] for part in node.meta["tensor_meta"])]).tolist()
+    axis = tracer.ints(dim)
+    return [tracer.op("Slice", x, tracer.ints(a), tracer.ints(b), axis) for a, b in pairwise(ends)]
+
+
+RULES: dict[Any, Callable[..., Any]] = {
+    nn.Conv2d: _conv2d,
+    full_precision_linear: _linear,
+    nn.PixelShuffle: lambda tracer, node, x, module: _pixel_shuffle(tracer, node, x, module.upscale_factor),
+    F.pixel_shuffle: _pixel_shuffle,
+    nn.PixelUnshuffle: lambda tracer, node, x, module: _pixel_unshuffle(tracer, node, x, module.downscale_factor),
+    F.pixel_unshuffle: _pixel_unshuffle,
+    nn.LeakyReLU: lambda tracer, node, x, module: _leaky_relu(tracer, node, x, module.negative_slope),
+    F.leaky_relu: _leaky_relu,
+    nn.SiLU: lambda tracer, node, x, module: _silu(tracer, node, x),
+    F.silu: _silu,
+    nn.Identity: lambda tracer, node, x, module: x,
+    nn.ReLU: _activation("Relu"),
+    F.relu: _activation("Relu"),
+    nn.Sigmoid: _activation("Sigmoid"),
+    F.sigmoid: _activation("Sigmoid"),
+    torch.sigmoid: _activation("Sigmoid"),
+    nn.Tanh: _activation("Tanh"),
+    F.tanh: _activation("Tanh"),
+    torch.tanh: _activation("Tanh"),
+    nn.Softplus: lambda tracer, node, x, module: _softplus(tracer, node, x, module.beta),
+    F.softplus: _softplus,
+    "float": lambda tracer, node, x: x,  # all is float32
+    torch.cat: _cat,
+    torch.chunk: _chunk,
+    operator.getitem: lambda tracer, node, values, index: values[index],
+    operator.add: _elementwise("Add"),
+    operator.sub: _elementwise("Sub"),
+    operator.mul: _elementwise("Mul"),
+    operator.truediv: _elementwise("Div"),
+    operator.neg: _elementwise("Neg"),
+}
