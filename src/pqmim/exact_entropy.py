@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.entropy_kernels import choose_parts
+from pqmim.entropy_weights import check_entropy_weights
 from pqmim.exact_numpy import ZERO, Activations, NumpyParts, Stream
 from pqmim.fixed_point import ACTIVATION_UNIT
 from pqmim.grid_plan import Windows, gather_chunks, grid_plan
@@ -62,13 +63,13 @@ class ExactEntropyModel:
     """The entropy network in exact arithmetic.
 
     Args:
-        model: from `model_files.load_model`; its weights are within bounds.
+        model: from `model_files.load_model`.
         kernel: one of `entropy_kernels.KERNELS`; None = `PQMIM_KERNEL`, or the fastest that is exact here.
         device: where ONNX Runtime computes, if it is exact there.
 
     Raises:
         ConfigError: the kernel does not exist, or is not exact on this machine.
-        ModelError: the graphs cannot be used.
+        ModelError: a weight is missing or out of bounds, or the graphs cannot be used.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ExactEntropyModel:
         tensors = model.tensors
         bounds = tensors["tokenizer.quantizer.boundaries_tensor"]
         self.runs = [slice(int(begin), int(end)) for begin, end in pairwise(bounds)]
+        check_entropy_weights(tensors, self._config, self.num_subquantizers, self.num_codewords, self.runs[-1].stop)
         self._token_values: NDArray[np.int8] = tensors["entropy.token_values"]
         self.num_levels = len(self._token_values)
         self._embed_weight: NDArray[np.int8] = tensors["entropy.embed.weight"]
