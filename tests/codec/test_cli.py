@@ -16,13 +16,11 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from pqmim import batch
+from pqmim import files
 from pqmim._version import __version__
 from pqmim.bitstream import parse, smallest_size
-from pqmim.cli import FillChoice, TuneChoice, app, main
-from pqmim.encoder import Tune
+from pqmim.cli import app, main
 from pqmim.errors import OutputError
-from pqmim.fill import Fill
 
 RESULT_LINE = re.compile(r"\S+\.pqm  [\d,]+ B  \d+\.\d{3} bpp  \d+\.\d{2} s")
 NEED_MODEL = ("encode", "decode", "tokens", "generate", "inpaint", "gallery")
@@ -292,7 +290,8 @@ def test_errors_are_one_line(pqmim: Pqmim, arguments: tuple[str, ...], cause: st
         ("encode", "a.png", "-o", "b.png"),
         ("encode", "-", "a.png"),
         ("encode", "-", "-o", "folder/"),
-        ("decode", "a.pqm", "-o", "a.jpg"),
+        ("decode", "a.pqm", "-o", "a.heic"),
+        ("decode", "a.pqm", "-o", "a.png", "--quality", "90"),
         ("train", "entropy"),
         ("no-such-command",),
     ],
@@ -324,6 +323,7 @@ def test_json(pqmim: Pqmim) -> None:
         "bpp": bpp,
         "scale": 1,
         "is_partial": False,
+        "warnings": [],
     }
     assert failed["input"] == "b.png"
     assert failed["error"] in result.stderr
@@ -346,6 +346,7 @@ def test_json(pqmim: Pqmim) -> None:
         "alpha_bytes": 0,
         "known_share": 1.0,
         "token_check": None,
+        "warnings": [],
     }
 
 
@@ -418,11 +419,6 @@ def test_options_that_choose_tokens(pqmim: Pqmim) -> None:
     assert len(made) > 1
     outside = pqmim("encode", "a.png", "-f", "--roi", "96,0,10,10")
     assert (outside.exit_code, outside.stderr) == (0, "pqmim: a.png: warning: region 96,0 lies outside the image\n")
-
-
-def test_choices_are_those_of_the_library() -> None:
-    assert list(FillChoice) == list(Fill)
-    assert list(TuneChoice) == list(Tune)
 
 
 @pytest.fixture
@@ -644,7 +640,7 @@ def test_failed_writing_leaves_nothing_behind(pqmim: Pqmim, monkeypatch: pytest.
     def full_disk(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(batch.os, "replace", full_disk)
+    monkeypatch.setattr(files.os, "replace", full_disk)
     result = pqmim("encode", "a.png")
     assert (result.exit_code, result.stderr) == (1, "pqmim: a.png: a.pqm: No space left on device\n")
     assert files_below(".") == ["a.png"]
@@ -656,21 +652,21 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 
     old = tmp_path / "old.pqm"
     old.write_bytes(b"old")
-    monkeypatch.setattr(batch.os, "replace", interrupt)
+    monkeypatch.setattr(files.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        batch.write_file(old, b"new")
+        files.write_file(old, b"new")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
 def test_writing_to_a_device_does_not_replace_it() -> None:
-    batch.write_file(Path(os.devnull), b"gone")
+    files.write_file(Path(os.devnull), b"gone")
     assert not Path(os.devnull).is_file()
 
 
 def test_writing_into_a_file_as_if_it_were_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError):
-        batch.write_file(tmp_path / "file" / "x.pqm", b"")
+        files.write_file(tmp_path / "file" / "x.pqm", b"")
 
 
 def test_odd_file_names_stay_on_one_line(pqmim: Pqmim) -> None:
@@ -690,7 +686,7 @@ def test_unexpected_errors_are_one_line_too(pqmim: Pqmim, monkeypatch: pytest.Mo
 
     photo("a.png")
     assert pqmim("encode", "a.png").exit_code == 0
-    monkeypatch.setattr("pqmim.cli.parse", broken)
+    monkeypatch.setattr("pqmim.cli.inspecting.parse", broken)
     result = pqmim("info", "a.pqm")
     assert result.exit_code == 1
     assert result.stderr == "pqmim: a.pqm: internal error: RuntimeError: a bug (-vv shows where)\n"

@@ -1,0 +1,136 @@
+"""Pictures as files: in which format they are written, and what they say of themselves."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pqmim.cli.kinds import is_file_name
+from pqmim.errors import OutputError
+from pqmim.options import Fill, FillOptions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pqmim.codec import DecodedImage
+
+EXIF_IMAGE_DESCRIPTION = 0x010E
+
+
+class PictureFormat(StrEnum):
+    """What pictures are written as."""
+
+    PNG = "png"
+    JPG = "jpg"
+    WEBP = "webp"
+    AVIF = "avif"
+
+
+SUFFIXES = {f".{name}": name for name in PictureFormat} | {".jpeg": PictureFormat.JPG}
+DEFAULT_QUALITY = {PictureFormat.JPG: 95, PictureFormat.WEBP: 95, PictureFormat.AVIF: 90}
+"""Of the lossy formats, on their own scales: little is lost again."""
+
+
+@dataclass(frozen=True)
+class PictureWriter:
+    """Makes files of pictures.
+
+    Attributes:
+        format: PNG is without loss.
+        quality: 0 to 100, of the other formats; None = high.
+    """
+
+    format: PictureFormat = PictureFormat.PNG
+    quality: int | None = None
+
+    def file(self, image: Image, comment: str = "") -> bytes:
+        """Content of a file.
+
+        Args:
+            image: RGB or RGBA.
+            comment: kept in PNG as text, keyword "Comment", in other formats as EXIF "ImageDescription"; none if empty.
+
+        Raises:
+            OutputError: the format cannot hold the picture.
+        """
+        from pqmim.image_io import save_png
+
+        file = io.BytesIO()
+        if self.format is PictureFormat.PNG:
+            save_png(image, file, comment=comment)
+            return file.getvalue()
+        options: dict[str, Any] = {"quality": DEFAULT_QUALITY[self.format] if self.quality is None else self.quality}
+        if comment:
+            exif = image.getexif()
+            exif[EXIF_IMAGE_DESCRIPTION] = comment
+            options["exif"] = exif
+        if self.format is PictureFormat.JPG:
+            options |= {"subsampling": 0, "optimize": True}
+            image = _over_white(image)
+        try:
+            image.save(file, format="JPEG" if self.format is PictureFormat.JPG else self.format.upper(), **options)
+        except (OSError, ValueError, KeyError) as error:  # KeyError: this Pillow was built without the format
+            reason = f"this Pillow writes no {self.format}" if isinstance(error, KeyError) else str(error)
+            raise OutputError(f"cannot be written as {self.format}: {reason}") from error
+        return file.getvalue()
+
+
+def picture_writer(output: str | None, wanted: PictureFormat | None, quality: int | None) -> PictureWriter:
+    """What writes the pictures that decoding gives.
+
+    Args:
+        output: as the user gave it; the suffix of a file decides on the format.
+        wanted: for where no suffix does.
+    """
+    named = SUFFIXES.get(Path(output).suffix.lower()) if output is not None and is_file_name(output) else None
+    if named is not None and wanted not in (None, named):
+        raise typer.BadParameter(f"{output} is no name for {wanted}", param_hint="'--format'")
+    chosen = named or wanted or PictureFormat.PNG
+    if quality is not None and chosen is PictureFormat.PNG:
+        raise typer.BadParameter("PNG is without loss; write .jpg, .webp or .avif", param_hint="'--quality'")
+    return PictureWriter(chosen, quality)
+
+
+def _over_white(image: Image) -> Image:
+    """Lay a picture with alpha over white, with a warning."""
+    if image.mode != "RGBA":
+        return image
+    from PIL import Image as images
+
+    warnings.warn("JPEG has no alpha channel: the picture is laid over white", stacklevel=2)
+    white = images.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")
+
+
+def provenance(decoded: DecodedImage, options: FillOptions) -> str:
+    """Say what of a picture was not in its file; empty if everything was."""
+    parts = []
+    if decoded.invented_share:
+        share = percent(decoded.invented_share)
+        parts.append(f"{share} of the tokens were not in the file and were filled ({how_filled(options)})")
+    if decoded.problem:
+        parts.append(f"salvaged: {decoded.problem}")
+    return f"pqmim: {'; '.join(parts)}" if parts else ""
+
+
+def how_filled(options: FillOptions) -> str:
+    """Say how tokens were filled, so that it can be done again."""
+    if options.fill is not Fill.SAMPLE:
+        return options.fill.value
+    text = f"sample, seed {options.seed}, temperature {options.temperature:g}"
+    return text if options.num_steps is None else f"{text}, {options.num_steps} steps"
+
+
+def percent(share: float) -> str:
+    """Write a share so that neither next to nothing looks like nothing, nor nearly all like all."""
+    number = 100 * share
+    if 0 < share < 1:
+        number = min(max(number, 0.1), 99.9)
+    return f"{number:.1f} %"

@@ -1,0 +1,81 @@
+"""`train`: the two parts of a model. PyTorch is imported here and in no other command of the codec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pqmim.cli import options as opt
+from pqmim.cli.running import one_line_errors
+from pqmim.reporting import Reporter
+
+Recipe = Annotated[Path, typer.Option("-c", "--config", metavar="RECIPE", help="YAML file of settings.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change a setting; repeatable.", show_default=False),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="auto|PATH", help="Go on from a checkpoint; auto: the run's own if there is one."),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(metavar="N", min=0, help="Write a checkpoint and stop after N minutes.", show_default=False),
+]
+
+
+def train_tokenizer(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    max_minutes: MaxMinutes = None,
+    verbose: opt.Verbose = 0,
+) -> None:
+    """Train transforms and codebooks."""
+    reporter = Reporter(verbosity=verbose)
+    with one_line_errors(reporter):
+        from pqmim.training.recipes import TokenizerTraining, load_config
+
+        config = load_config(TokenizerTraining, recipe, _with_limit(overrides, max_minutes))
+        from pqmim.training.train_tokenizer import train
+
+        _train(lambda: train(config, resume=resume), reporter)
+
+
+def train_entropy(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    max_minutes: MaxMinutes = None,
+    verbose: opt.Verbose = 0,
+) -> None:
+    """Train the entropy model on the tokens of a trained tokenizer."""
+    reporter = Reporter(verbosity=verbose)
+    with one_line_errors(reporter):
+        from pqmim.training.recipes import EntropyTraining, load_config
+
+        config = load_config(EntropyTraining, recipe, _with_limit(overrides, max_minutes))
+        from pqmim.training.train_entropy_model import train
+
+        _train(lambda: train(config, resume=resume), reporter)
+
+
+def _with_limit(overrides: list[str] | None, max_minutes: float | None) -> list[str]:
+    """Add `--max-minutes` to the changed settings; the last one counts."""
+    return [*(overrides or ()), *([] if max_minutes is None else [f"run.max_minutes={max_minutes}"])]
+
+
+def _train(train: Callable[[], Path], reporter: Reporter) -> None:
+    """Say what was written, or that the run ended at its time limit, which is no error."""
+    from pqmim.training.training_run import TimeIsUp
+
+    try:
+        message = str(train())
+    except TimeIsUp as stop:
+        message = str(stop)
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun and accelerate; one of the processes is enough
+        reporter.text(message)
