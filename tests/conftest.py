@@ -1,108 +1,18 @@
-"""Fixtures shared by the tests: a tiny model and small pictures, made on the spot."""
+"""Fixtures shared by all tests. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from pictures import synthetic_photo
 from PIL import Image
-
-from pqmim.checkpoints import MODEL_FILE, save_model
-from pqmim.config import (
-    NUM_LEVELS,
-    AutoencoderConfig,
-    EntropyModelConfig,
-    QualityRange,
-    QuantizerConfig,
-    TokenizerConfig,
-)
-from pqmim.training.entropy_model import EntropyModel
-from pqmim.training.tokenizer import Tokenizer
-from pqmim.training.trainable_quantizer import TrainableQuantizer, fit_codebook, order_channels
-
-TINY_TOKENIZER = TokenizerConfig(
-    autoencoder=AutoencoderConfig(latent_channels=12, channels=(8, 8, 16), blocks=(1, 0, 1)),
-    quantizer=QuantizerConfig(num_subquantizers=3, num_codewords=16),
-)
-TINY_ENTROPY = EntropyModelConfig(
-    width=32, num_layers=2, head_width=16, mlp_ratio=2, window=4, token_rank=4, group_steps=(5, 2)
-)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def synthetic_photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colors, an edge and some texture: (height, width, 3) uint8."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width] / 64
-    phase = rng.uniform(0, 6, (3, 4))
-    waves = [np.sin(y * p[0] + p[1]) + np.cos(x * p[2] + p[3]) for p in phase]
-    photo = 128 + 45 * np.stack(waves, axis=2)
-    photo[y > x + 1] *= 0.6
-    return np.clip(photo + rng.normal(0, 6, photo.shape), 0, 255).astype(np.uint8)
-
-
-def make_tiny_tokenizer(seed: int = 0) -> Tokenizer:
-    """Tokenizer with the transforms as they start and codebooks fitted to synthetic photos."""
-    torch.manual_seed(seed)
-    tokenizer = Tokenizer(TINY_TOKENIZER).eval()
-    photos = np.stack([synthetic_photo(128, 128, i) for i in range(6)])
-    with torch.no_grad():
-        for head in (tokenizer.analysis.head, tokenizer.synthesis.head):
-            head.weight.normal_(std=0.01)  # so that the convolutional paths take part
-        z = tokenizer.analysis(torch.from_numpy(photos).permute(0, 3, 1, 2).float() / 255)
-        values = z.permute(0, 2, 3, 1).flatten(0, 2)
-        sizes = TINY_TOKENIZER.quantizer
-        order, boundaries = order_channels(values.var(0).log1p(), sizes.num_subquantizers, 0.0)
-        quantizer = TrainableQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
-        quantizer.order.copy_(order)
-        quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
-        quantizer.default.copy_(values.mean(0))
-        generator = torch.Generator().manual_seed(seed)
-        quantizer.level_log_w.copy_(torch.linspace(math.log(0.5), math.log(60), NUM_LEVELS))
-        for level, log_w in enumerate(quantizer.level_log_w.tolist()):
-            for m, columns in enumerate(quantizer.runs()):
-                codewords, probabilities = fit_codebook(
-                    values[:, order[columns]], sizes.num_codewords, math.exp(log_w), 6, generator
-                )
-                quantizer.codebook[level, :, columns] = codewords
-                quantizer.prior_logits[level, m] = probabilities.log()
-        tokenizer.quantizer = quantizer
-    return tokenizer
-
-
-def make_tiny_entropy_model(tokenizer: Tokenizer, seed: int = 0) -> EntropyModel:
-    """Entropy model with random weights large enough that its context matters."""
-    torch.manual_seed(seed)
-    model = EntropyModel.for_quantizer(TINY_ENTROPY, tokenizer.quantizer).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("position_bias"):
-                parameter.normal_()
-            elif name.endswith("bias") and name != "token_bias":
-                parameter.normal_(std=0.1)
-    return model
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder with a tiny `model.safetensors`."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = make_tiny_tokenizer()
-    entropy_model = make_tiny_entropy_model(tokenizer)
-    save_model(folder / MODEL_FILE, "tiny", tokenizer, entropy_model, QualityRange(w_at_0=60, w_at_100=0.25), {})
-    return folder
+def tiny_model() -> Path:
+    """Folder with a tiny `model.safetensors`, made by tests/make_tiny_model.py; not to be written to."""
+    return Path(__file__).parent / "data" / "tiny"
 
 
 @pytest.fixture(scope="session")
