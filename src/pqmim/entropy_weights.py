@@ -92,7 +92,7 @@ def _is_within_bounds(name: str, tensor: NDArray[Any], tensors: Tensors) -> bool
         return bool(low >= 0 and high <= SCALE_MAX)
     if name.endswith("_table"):
         return bool(
-            low >= 0 and 0 < tensor[0] and high <= (ATTENTION_ONE if name == "score_table" else EXPONENTIAL_ONE)
+            low >= 0 and tensor[0] > 0 and high <= (ATTENTION_ONE if name == "score_table" else EXPONENTIAL_ONE)
         )
     if name.endswith("position_bias"):
         largest = POSITION_BIAS_MAX
