@@ -11,28 +11,32 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.progress import track
 
 from pqmim.bitstream import parse
-from pqmim.checkpoints import find_model, load_model
-from pqmim.codec import Codec, resolve_device
+from pqmim.codec import Codec
 from pqmim.config import QualityRange
-from pqmim.evaluation.evaluate import find_images
-from pqmim.evaluation.metrics import psnr_rgb
+from pqmim.errors import MissingExtraError
+from pqmim.evaluation.dataset import find_images
+from pqmim.evaluation.pixel_metrics import psnr_rgb
 from pqmim.image_io import load_picture
+from pqmim.model_files import ModelFile, find_model, load_model
+from pqmim.quantizer import Tokens
 from pqmim.schedule import NUM_QUINCUNX_STEPS
-from pqmim.training.entropy_model import EntropyModel
-from pqmim.training.train_entropy_model import FLOAT_MODEL
+
+if TYPE_CHECKING:
+    from pqmim.training.entropy_model import EntropyModel
 
 FILE, PSNR = "file", "psnr-rgb"
 UNIFORM, STATIC, FLOAT, EXACT, PAYLOAD = "uniform", "static", "masked-float", "masked-exact", "payload"
 COMPARISONS = ((STATIC, UNIFORM), (EXACT, STATIC), (EXACT, FLOAT), (PAYLOAD, EXACT))
 """Which rate is told against which, where a variant has both."""
+FLOAT_MODEL = "entropy_model_float.pt"
+"""Where training leaves the network in float32, in the run folder."""
 NEAREST_W = 1e-6
 """Squared latent units per bit so small that only the distance counts."""
 
@@ -60,17 +64,56 @@ class AblationCodec(Protocol):
         """
 
 
+class FloatNetwork:
+    """The masked model as it was trained, in float32: what the integers are compared with.
+
+    Args:
+        network: in eval mode.
+    """
+
+    def __init__(self, network: EntropyModel) -> None:
+        self._network = network
+
+    @classmethod
+    def load(cls, model: ModelFile, path: Path, weights: Path) -> FloatNetwork:
+        """Read the weights that lie beside a model file.
+
+        Args:
+            path: of the model file.
+
+        Raises:
+            MissingExtraError: PyTorch is not installed.
+        """
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError("torch", "train") from error
+        from pqmim.training.checkpoints import load_tokenizer
+        from pqmim.training.entropy_model import EntropyModel
+
+        tokenizer, _ = load_tokenizer(path)
+        network = EntropyModel.for_quantizer(model.config.entropy, tokenizer.quantizer)
+        network.load_state_dict(torch.load(weights, weights_only=True))
+        return cls(network.eval())
+
+    def bits(self, tokens: Tokens, level: int) -> float:
+        """Ideal code length of a token grid (M, h, w), bits."""
+        import torch
+
+        return self._network.schedule_bits(torch.from_numpy(tokens)[None], torch.tensor([level]))
+
+
 @dataclass(frozen=True)
 class ModelVariant:
     """A pqmim model, as it is or changed in one thing.
 
     Attributes:
-        float_model: the trained network before it became integers, if there.
+        float_network: the trained network before it became integers, if there.
     """
 
     name: str
     codec: Codec
-    float_model: EntropyModel | None = None
+    float_network: FloatNetwork | None = None
     qualities: tuple[float, ...] | None = None
 
     def price(self, image: Image.Image, quality: float) -> Mapping[str, float]:
@@ -83,10 +126,8 @@ class ModelVariant:
             EXACT: bits.exact,
             PAYLOAD: bits.payload,
         }
-        if self.float_model is not None:
-            tokens = torch.from_numpy(self.codec.decode_tokens(data))
-            level = torch.tensor([parse(data).level])
-            prices[FLOAT] = self.float_model.schedule_bits(tokens[None], level)
+        if self.float_network is not None:
+            prices[FLOAT] = self.float_network.bits(self.codec.decode_tokens(data), parse(data).level)
         return prices
 
 
@@ -100,22 +141,22 @@ def variants_of(model: str, device: str) -> tuple[ModelVariant, ...]:
 
     Raises:
         ModelError: no such model.
+        MissingExtraError: there are weights of the float network, and PyTorch is not installed.
     """
     path = find_model(model)
-    loaded, where = load_model(path), resolve_device(device)
-    num_groups = len(loaded.entropy_config.group_steps)
-    float_model = None
-    if (path.parent / FLOAT_MODEL).exists():
-        float_model = EntropyModel.for_quantizer(loaded.entropy_config, loaded.tokenizer.quantizer)
-        float_model.load_state_dict(torch.load(path.parent / FLOAT_MODEL, weights_only=True))
-        float_model.eval()
-    variants = [ModelVariant(loaded.name, Codec(loaded, where), float_model)]
+    loaded = load_model(path)
+    config, entropy = loaded.config, loaded.config.entropy
+    num_groups = len(entropy.group_steps)
+    float_weights = path.parent / FLOAT_MODEL
+    float_network = FloatNetwork.load(loaded, path, float_weights) if float_weights.exists() else None
+    variants = [ModelVariant(loaded.name, Codec(loaded, device), float_network)]
     for count in (1, 2, NUM_QUINCUNX_STEPS):
-        config = loaded.entropy_config.model_copy(update={"group_steps": (count,) * num_groups})
-        codec = Codec(replace(loaded, entropy_config=config), where)
+        other_steps = replace(entropy, group_steps=(count,) * num_groups)
+        codec = Codec(replace(loaded, config=replace(config, entropy=other_steps)), device)
         variants.append(ModelVariant(f"{loaded.name}, {count * num_groups} steps", codec))
-    nearest = replace(loaded, quality=QualityRange(w_at_0=NEAREST_W, w_at_100=NEAREST_W))
-    variants.append(ModelVariant(f"{loaded.name}, nearest codeword", Codec(nearest, where), qualities=(100.0,)))
+    distance_alone = replace(config, quality=QualityRange(w_at_0=NEAREST_W, w_at_100=NEAREST_W))
+    nearest = Codec(replace(loaded, config=distance_alone), device)
+    variants.append(ModelVariant(f"{loaded.name}, nearest codeword", nearest, qualities=(100.0,)))
     return tuple(variants)
 
 

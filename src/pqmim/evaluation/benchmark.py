@@ -6,20 +6,14 @@ CPU affinity where the system has it), whatever pool of threads a library keeps.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
-import os
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
@@ -27,16 +21,13 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from pqmim._version import __version__
-from pqmim.errors import PqmimError
-from pqmim.evaluation.evaluate import PqmimCodec
-from pqmim.evaluation.metrics import Pixels
-from pqmim.evaluation.reference_codecs import ImageCodec, reference_codec
+from pqmim.evaluation.image_codecs import ImageCodec
+from pqmim.evaluation.machine import describe_machine, num_usable_cores
+from pqmim.evaluation.pixel_metrics import Pixels
+from pqmim.evaluation.pqmim_codec import PqmimCodec
+from pqmim.evaluation.processes import MEBI, MemoryMeter, in_process
+from pqmim.evaluation.reference_codecs import reference_codec
 from pqmim.image_io import load_picture
-
-MEBI = 2**20
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-LOAD_OF_AN_IDLE_MACHINE = 0.5  # runnable processes, mean of a minute
 
 
 class CodecFactory(Protocol):
@@ -47,7 +38,7 @@ class CodecFactory(Protocol):
 
 
 def pqmim_factory(model: str, *, device: str = "auto") -> CodecFactory:
-    """Factory of a pqmim model; torch takes as many threads as the process may use cores."""
+    """Factory of a pqmim model."""
     return partial(_pqmim_codec, model, device)
 
 
@@ -93,7 +84,6 @@ class Timing:
         encode_seconds: median; None if `problem` says why not.
         encode_memory: bytes that encoding added to the process at its peak.
         process_memory: bytes of the whole process at its peak, with interpreter, libraries and weights.
-        gpu_memory: bytes on the GPU at the peak, 0 without one.
     """
 
     codec: str
@@ -107,7 +97,6 @@ class Timing:
     encode_memory: int | None = None
     decode_memory: int | None = None
     process_memory: int | None = None
-    gpu_memory: int = 0
     problem: str | None = None
 
     @property
@@ -215,50 +204,17 @@ def growth_exponent(timings: Sequence[Timing], name: str) -> float | None:
     return float(np.polyfit(largest[:, 0], largest[:, 1], 1)[0])
 
 
-def num_usable_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def describe_machine() -> dict[str, str]:
-    """Say what the numbers were measured on, and whether it had other work to do."""
-    machine = {
-        "pqmim": __version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": str(num_usable_cores()),
-    }
-    if hasattr(os, "getloadavg"):
-        load = os.getloadavg()[0]
-        machine["load at the start"] = f"{load:.1f}"
-        if load > LOAD_OF_AN_IDLE_MACHINE:
-            machine["warning"] = "the machine was busy with other work: timings are too long"
-    return machine
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
-
-
 def _pqmim_codec(model: str, device: str, *, threads: int) -> ImageCodec:
-    return PqmimCodec(model, device=device)
+    return PqmimCodec(model, device=device, threads=threads)
 
 
 def _time_in_processes(factory: CodecFactory, blank: Timing, image: Pixels, options: BenchmarkOptions) -> Timing:
     """Encode in one fresh process and decode in another, so that neither uses memory that the other freed."""
     repeats = max(1, options.repeats - max(0, math.floor(math.log2(blank.megapixels))))
-    encoded = _in_process(_encode, options.time_limit, factory, blank, image, repeats)
+    encoded = in_process(_encode, blank.threads, options.time_limit, factory, blank, image, repeats)
     if isinstance(encoded, str):
         return replace(blank, problem=f"encode: {encoded}")
-    decoded = _in_process(_decode, options.time_limit, factory, blank, encoded.data, repeats)
+    decoded = in_process(_decode, blank.threads, options.time_limit, factory, blank, encoded.data, repeats)
     if isinstance(decoded, str):
         return replace(blank, problem=f"decode: {decoded}")
     return replace(
@@ -269,7 +225,6 @@ def _time_in_processes(factory: CodecFactory, blank: Timing, image: Pixels, opti
         encode_memory=encoded.memory,
         decode_memory=decoded.memory,
         process_memory=max(encoded.process_memory, decoded.process_memory),
-        gpu_memory=max(encoded.gpu_memory, decoded.gpu_memory),
     )
 
 
@@ -281,123 +236,35 @@ class _Half:
     seconds: float
     memory: int
     process_memory: int
-    gpu_memory: int
-
-
-def _in_process(work: Callable[..., _Half], time_limit: float, *arguments: object) -> _Half | str:
-    """Run one half in a fresh process; what went wrong is returned as text."""
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, work, *arguments), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        if not receiver.poll(time_limit):
-            return f"took longer than {time_limit:g} s"
-        result: _Half | str = receiver.recv()
-        return result
-    except EOFError:
-        process.join()
-        return f"the process ended with code {process.exitcode} (out of memory?)"
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _send(sender: Connection, work: Callable[..., _Half], *arguments: object) -> None:
-    """Body of the measuring process."""
-    try:
-        sender.send(work(*arguments))
-    except (PqmimError, MemoryError, OSError) as error:
-        sender.send(f"{type(error).__name__}: {error}")
 
 
 def _encode(factory: CodecFactory, blank: Timing, pixels: Pixels, repeats: int) -> _Half:
     codec, image = _ready_codec(factory, blank), Image.fromarray(pixels)
-    meter, seconds = _MemoryMeter(), []
+    meter = MemoryMeter()
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         data = codec.encode(image, blank.quality)
         seconds.append(time.perf_counter() - start)
-    return meter.half(data, seconds)
+    return _Half(data, statistics.median(seconds), *meter.read())
 
 
 def _decode(factory: CodecFactory, blank: Timing, data: bytes, repeats: int) -> _Half:
     codec = _ready_codec(factory, blank)
-    meter, seconds = _MemoryMeter(), []
+    meter = MemoryMeter()
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         codec.decode(data)
         seconds.append(time.perf_counter() - start)
-    return meter.half(data, seconds)
+    return _Half(data, statistics.median(seconds), *meter.read())
 
 
 def _ready_codec(factory: CodecFactory, blank: Timing) -> ImageCodec:
     """Make the codec, and let it load its libraries and weights."""
-    _limit_threads(blank.threads)
     codec = factory(threads=blank.threads)
     codec.decode(codec.encode(Image.fromarray(square_image(64, None)), blank.quality))
     return codec
-
-
-def _limit_threads(threads: int) -> None:
-    """Give this process `threads` cores, before any library starts its own threads."""
-    if threads < num_usable_cores() and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = str(threads)
-
-
-class _MemoryMeter:
-    """Peak memory since its making, of this process or of a program that it ran."""
-
-    def __init__(self) -> None:
-        # Resets the peak that Linux keeps; elsewhere it stays, and what is added is told too low.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-        self.before = _status("VmRSS") or _peak_memory()
-        self._programs_before = _programs_memory()
-
-    def half(self, data: bytes, seconds: Sequence[float]) -> _Half:
-        """Read the meter: memory above what was in use at its making."""
-        programs = _programs_memory()
-        # The maximum over all programs only ever rises: if it did, it is a peak of those just run.
-        added = max(0, _peak_memory() - self.before, programs if programs > self._programs_before else 0)
-        whole = max(_peak_memory(), self.before + added)
-        return _Half(data, statistics.median(seconds), added, whole, _peak_gpu_memory())
-
-
-def _peak_memory() -> int:
-    """Peak resident memory of this process, bytes."""
-    peak = _status("VmHWM")
-    if peak is not None:
-        return peak
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _programs_memory() -> int:
-    """Peak resident memory of the largest program that ended so far, bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _status(name: str) -> int | None:
-    """A size that Linux keeps of this process, bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)
-
-
-def _peak_gpu_memory() -> int:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return 0
-    return int(torch.cuda.max_memory_allocated())
 
 
 def _write(folder: Path, benchmark: Benchmark) -> None:

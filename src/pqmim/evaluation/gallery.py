@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim import bitstream
-from pqmim.codec import MAX_PIXELS, Codec, EncodeOptions, FillOptions
-from pqmim.evaluation.metrics import psnr_rgb
-from pqmim.evaluation.report import data_uri, page_part
-from pqmim.fill import Fill
+from pqmim.codec import Codec
+from pqmim.evaluation.pages import data_uri, page_part
+from pqmim.evaluation.pixel_metrics import psnr_rgb
 from pqmim.image_io import ImageLike, load_picture
+from pqmim.options import MAX_PIXELS, EncodeOptions, Fill, FillOptions
 
 SHOWN_FILLS = (Fill.LIKELY, Fill.SAMPLE)
 WEBP_QUALITY = 88
