@@ -28,11 +28,13 @@ class Failure:
 
     Attributes:
         cause: one line.
+        path: of a file that could not be read or written, if the cause does not name it.
         trace: of the stack, for developers.
         is_fatal: the model or the device cannot be used, so no other file can be done either.
     """
 
     cause: str
+    path: str | None = None
     trace: str = ""
     is_fatal: bool = False
 
@@ -40,7 +42,15 @@ class Failure:
     def of(cls, error: BaseException) -> Failure:
         """Describe an exception."""
         trace = "".join(traceback.format_exception(error))
-        return cls(_one_line(error), trace, isinstance(error, (ModelError, ConfigError)))
+        path = None
+        if isinstance(error, OSError) and error.strerror and isinstance(error.filename, (str, bytes)):
+            path = os.fsdecode(error.filename)
+        return cls(_one_line(error), path, trace, isinstance(error, (ModelError, ConfigError)))
+
+    def about(self, name: str | None) -> str:
+        """What to say of an input, None = the whole call, so that the file that it is about is named, once."""
+        names = [part for part in dict.fromkeys((name, self.path)) if part is not None]
+        return ": ".join((*names, self.cause))
 
 
 @dataclass
@@ -91,7 +101,7 @@ class Reporter:
         """
         self.num_failed += 1
         failure = error if isinstance(error, Failure) else Failure.of(error)
-        self.message(failure.cause if name is None else f"{name}: {failure.cause}")
+        self.message(failure.about(name))
         if self.verbosity >= TRACEBACK_VERBOSITY:
             with suppress(OSError, PqmimError):
                 write_stream(sys.stderr, failure.trace.encode(errors="replace"), "stderr")

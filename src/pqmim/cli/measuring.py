@@ -10,13 +10,15 @@ import typer
 
 from pqmim.cli import options as opt
 from pqmim.cli.running import one_line_errors
-from pqmim.errors import PqmimError
+from pqmim.errors import MissingExtraError, PqmimError
 from pqmim.options import Device
 from pqmim.reporting import Failure, Reporter
 
 if TYPE_CHECKING:
     from pqmim.evaluation.benchmark import Benchmark
-    from pqmim.evaluation.evaluate import Evaluation, EvaluationOptions, PqmimCodec
+    from pqmim.evaluation.evaluate import EvaluationOptions
+    from pqmim.evaluation.pqmim_codec import PqmimCodec
+    from pqmim.evaluation.results import Evaluation
 
 BD_RATE_METRICS = ("psnr-rgb", "ms-ssim-rgb")
 
@@ -108,8 +110,8 @@ def bench(
     thread_counts = opt.whole_numbers(threads, "'--threads'", least=0)
     with one_line_errors(reporter):
         from pqmim.evaluation.benchmark import BenchmarkOptions, pqmim_factory, reference_factory, run_benchmark
+        from pqmim.evaluation.figures import write_benchmark_figures
         from pqmim.evaluation.reference_codecs import reference_codecs
-        from pqmim.evaluation.report import write_benchmark_figures
 
         if image is not None:
             _check_image(image)
@@ -130,7 +132,10 @@ def bench(
         )
         benchmark = run_benchmark(options)
         _print_benchmark(benchmark, reporter)
-        write_benchmark_figures(benchmark, folder)
+        try:
+            write_benchmark_figures(benchmark, folder)
+        except MissingExtraError as error:
+            reporter.warning("figures", f"not drawn: {error}")
 
 
 def _is_terminal() -> bool:
@@ -149,7 +154,7 @@ def _check_image(path: Path) -> None:
 
 def _own_codecs(models: list[str] | None, device: Device, *, has_references: bool) -> list[PqmimCodec]:
     """Return the pqmim models to measure, after a look whether they can be loaded."""
-    from pqmim.evaluation.evaluate import PqmimCodec
+    from pqmim.evaluation.pqmim_codec import PqmimCodec
 
     names = models or ([] if has_references else [opt.DEFAULT_MODEL])
     codecs = [PqmimCodec(name, device.value) for name in names]
@@ -171,7 +176,8 @@ def _print_evaluation(evaluation: Evaluation, anchor: str | None, reporter: Repo
 
 def _write_report(evaluation: Evaluation, options: EvaluationOptions, anchor: str | None) -> None:
     """Write the page and the figures into the folder of the evaluation."""
-    from pqmim.evaluation.report import ReportOptions, write_figures, write_report
+    from pqmim.evaluation.figures import write_figures
+    from pqmim.evaluation.report import ReportOptions, write_report
 
     if any("psnr-rgb" in curve.metrics for curve in evaluation.curves):
         page = ReportOptions(
