@@ -1,17 +1,28 @@
 """Ablation table."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tiny_entropy_model, make_tiny_tokenizer, synthetic_photo
+from pictures import synthetic_photo
 from PIL import Image
 from stand_in_codec import write_photos
 
 from pqmim.codec import load_codec
-from pqmim.evaluation.ablation import AblationOptions, ModelVariant, ablation_table, run_ablation
-from pqmim.evaluation.metrics import psnr_rgb
+from pqmim.errors import MissingExtraError
+from pqmim.evaluation.ablation import (
+    FLOAT_MODEL,
+    AblationOptions,
+    FloatNetwork,
+    ModelVariant,
+    ablation_table,
+    run_ablation,
+    variants_of,
+)
+from pqmim.evaluation.pixel_metrics import psnr_rgb
 
 
 class Variant:
@@ -49,10 +60,13 @@ def test_table(tmp_path: Path):
 
 def test_model_variant(tiny_model: Path):
     """What codec and float network say of the bits arrives under the table's names, and they agree with each other."""
+    pytest.importorskip("torch")
+    from training.tiny_networks import make_tiny_entropy_model, make_tiny_tokenizer
+
     photo = Image.fromarray(synthetic_photo(96, 128))
     codec = load_codec(tiny_model, device="cpu")
-    tokenizer = make_tiny_tokenizer()
-    prices = ModelVariant("tiny", codec, make_tiny_entropy_model(tokenizer)).price(photo, 50.0)
+    network = make_tiny_entropy_model(make_tiny_tokenizer())
+    prices = ModelVariant("tiny", codec, FloatNetwork(network)).price(photo, 50.0)
     data, bits = codec.encode_with_rates(photo, quality=50.0)
     assert prices["file"] == 8 * len(data)
     assert prices["psnr-rgb"] == psnr_rgb(np.asarray(photo), np.asarray(codec.decode(data)))
@@ -63,3 +77,23 @@ def test_model_variant(tiny_model: Path):
         "payload": bits.payload,
     }
     assert prices["masked-float"] == pytest.approx(prices["masked-exact"], rel=0.05)
+
+
+def test_float_network_of_a_run_folder(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What training leaves beside the model is compared; a plain model needs no PyTorch."""
+    torch = pytest.importorskip("torch")
+    from training.tiny_networks import make_tiny_entropy_model, make_tiny_tokenizer
+
+    run = shutil.copytree(tiny_model, tmp_path / "run")
+    network = make_tiny_entropy_model(make_tiny_tokenizer())
+    torch.save(network.state_dict(), run / FLOAT_MODEL)
+    plain, *others = variants_of(str(run), "cpu")
+    assert plain.float_network is not None
+    assert all(variant.float_network is None for variant in others)
+    tokens = plain.codec.encode_tokens(synthetic_photo(48, 64))
+    assert plain.float_network.bits(tokens, 2) == FloatNetwork(network).bits(tokens, 2) > 0
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert variants_of(str(tiny_model), "cpu")[0].float_network is None
+    with pytest.raises(MissingExtraError, match=r"torch .*pqmim\[train\]"):
+        variants_of(str(run), "cpu")

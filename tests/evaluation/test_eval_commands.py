@@ -1,6 +1,7 @@
 """`pqmim eval` and `pqmim bench`, from the outside."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,17 @@ def test_ablation_prints_its_table(folder: Path, tiny_model: Path) -> None:
 
 def test_bench_times_each_size(folder: Path) -> None:
     result = pqmim("bench", "-o", "out", "--reference", "jpeg", "--sizes", "256,1024", "--threads", "1")
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.stderr
     assert [line.split("  ")[1] for line in result.stdout.splitlines()] == ["256 x 256", "1024 x 1024"]
     assert {"bench.csv", "bench.json", "bench_seconds.svg"} <= set(files_below("out"))
     assert pqmim("bench", "-o", "out", "--sizes", "big").exit_code == 2
+
+
+def test_bench_needs_no_extra(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("matplotlib.figure", "torch", "pytorch_msssim", "bjontegaard"):
+        monkeypatch.setitem(sys.modules, package, None)
+    result = pqmim("bench", "-o", "out", "-m", str(tiny_model), "--sizes", "64", "--threads", "1")
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 1
+    assert "figures: warning: not drawn: the package matplotlib is not installed" in result.stderr
+    assert files_below("out") == ["bench.csv", "bench.json"]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pqmim.codec import Codec, FillOptions, load_codec
+from pqmim.codec import Codec, load_codec
 from pqmim.errors import LimitError
 from pqmim.evaluation.gallery import GalleryOptions, Strip, gallery_page, make_strip
+from pqmim.options import FillOptions
 
 OPTIONS = GalleryOptions(keeps=(1.0, 0.5, 0.0), quality=80, filling=FillOptions(seed=7, temperature=0.5))
 

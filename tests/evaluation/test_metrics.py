@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from pqmim.errors import ConfigError, MissingExtraError
-from pqmim.evaluation import metrics
-from pqmim.evaluation.metrics import bd_rate, compute_metric, hific_patches, metric_keys, psnr_rgb, psnr_y
+from pqmim.evaluation import metrics, perceptual
+from pqmim.evaluation.bd_rate import bd_rate
+from pqmim.evaluation.metrics import compute_metric, metric_keys
+from pqmim.evaluation.perceptual import hific_patches
+from pqmim.evaluation.pixel_metrics import psnr_rgb, psnr_y
 
 
 def photo(height: int = 180, width: int = 200, seed: int = 0) -> np.ndarray:
@@ -102,6 +105,18 @@ def test_perceptual_metrics_name_the_missing_package(monkeypatch: pytest.MonkeyP
         metrics.check_weights(["lpips"], None)
 
 
+def test_what_needs_an_extra_names_it(monkeypatch: pytest.MonkeyPatch):
+    for package in ("pytorch_msssim", "ssimulacra2", "bjontegaard"):
+        monkeypatch.setitem(sys.modules, package, None)
+    image = photo()
+    for key, name in (("ms-ssim-rgb", "pytorch-msssim"), ("ssimulacra2", "ssimulacra2")):
+        assert metrics.missing_metric(key) == f"the package {name} is not installed"
+        with pytest.raises(MissingExtraError, match=rf"{name} .*pqmim\[eval\]"):
+            compute_metric(key, image, image)
+    with pytest.raises(MissingExtraError, match=r"bjontegaard .*pqmim\[eval\]"):
+        bd_rate(RATES, QUALITIES, RATES, QUALITIES)
+
+
 def test_perceptual_distance_with_a_stand_in_network():
     """A network gets both images as float batches in [0, 1]."""
     import torch
@@ -112,7 +127,7 @@ def test_perceptual_distance_with_a_stand_in_network():
         return (a - b).abs().max()
 
     black, white = np.zeros((6, 7, 3), np.uint8), np.full((6, 7, 3), 255, np.uint8)
-    assert metrics.perceptual_distance(network, black, white) == 1.0
+    assert perceptual.perceptual_distance(network, black, white) == 1.0
 
 
 def test_hific_patches():
@@ -142,12 +157,12 @@ def test_set_distances_with_a_stand_in_network():
     keys = ("fid256", "kid256")
     originals = [photo(256, 512, seed) for seed in range(8)]
     noisy = [np.clip(p + 40.0 * (p > 128), 0, 255).astype(np.uint8) for p in originals]
-    same = metrics.set_distances(zip(originals, originals, strict=True), keys, Features())
-    other = metrics.set_distances(zip(originals, noisy, strict=True), keys, Features())
+    same = perceptual.set_distances(zip(originals, originals, strict=True), keys, Features())
+    other = perceptual.set_distances(zip(originals, noisy, strict=True), keys, Features())
     assert same["fid256"] == pytest.approx(0, abs=1e-2)
     assert other["fid256"] > 1
     assert other["kid256"] > same["kid256"]
-    assert metrics.set_distances([(photo(9, 9), photo(9, 9))], keys, Features()) == dict.fromkeys(keys)
+    assert perceptual.set_distances([(photo(9, 9), photo(9, 9))], keys, Features()) == dict.fromkeys(keys)
 
 
 RATES = (0.1, 0.2, 0.4, 0.8, 1.6)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from pqmim.errors import ConfigError, ImageError
 from pqmim.evaluation import reference_codecs
-from pqmim.evaluation.metrics import psnr_rgb
+from pqmim.evaluation.pixel_metrics import psnr_rgb
+from pqmim.evaluation.published import published_kodak_curves
 from pqmim.evaluation.reference_codecs import (
-    published_kodak_curves,
     reference_codec,
     reference_codec_names,
 )

@@ -13,17 +13,17 @@ from stand_in_codec import StandInCodec, write_photos
 from pqmim.errors import ConfigError
 from pqmim.evaluation import report
 from pqmim.evaluation.benchmark import Benchmark, Timing
-from pqmim.evaluation.evaluate import Evaluation, EvaluationOptions, run_evaluation
+from pqmim.evaluation.evaluate import EvaluationOptions, run_evaluation
+from pqmim.evaluation.figures import write_benchmark_figures, write_figures
 from pqmim.evaluation.reference_codecs import reference_codec
 from pqmim.evaluation.report import (
     MAX_PAGE_BYTES,
     ReportOptions,
     bd_rate_table,
     match_bytes,
-    write_benchmark_figures,
-    write_figures,
     write_report,
 )
+from pqmim.evaluation.results import Evaluation
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
