@@ -212,7 +212,7 @@ class ExactEntropyModel:
         """Range-coder frequencies of the sub-quantizers from `first` on.
 
         Args:
-            head: (m, n, R), those sub-quantizers' part of `head`.
+            head: (m, n, R), those sub-quantizers' part of `head`; n >= 1.
             level: of the image.
             sharpness: the logits are multiplied by it (the inverse of a sampling temperature). Files are coded at 1.
 
