@@ -152,7 +152,9 @@ def step_by_step(model: ExactEntropyModel, tokens: NDArray[np.int64], level: int
     return coded
 
 
-@pytest.mark.parametrize(("file", "is_rewritten"), [("small-odd.pqm", True), ("base-odd.pqm", False)])
+@pytest.mark.parametrize(
+    ("file", "is_rewritten"), [("small-odd.pqm", True), ("small-crop-q60.pqm", False), ("base-crop-q60.pqm", False)]
+)
 def test_real_tokens_step_by_step_against_numpy(file: str, is_rewritten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel of ONNX Runtime gives NumPy's integers in every step, however far it rewrites the graphs."""
     model_of_file, tokens, level = golden_tokens(file)
