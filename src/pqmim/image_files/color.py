@@ -230,7 +230,7 @@ def _to_xyz(chromaticities: Chromaticities) -> NDArray[np.float64]:
 
 def _xyz(x: float, y: float, *, is_primary: bool = False) -> NDArray[np.float64]:
     """Return XYZ of a chromaticity, of luminance 1 (a primary: in any scale)."""
-    return np.array([x, y, 1 - x - y]) / (1.0 if is_primary else y)
+    return np.array([x, y, 1 - x - y] if is_primary else [x / y, 1.0, (1 - x - y) / y])
 
 
 def _adaptation(white: NDArray[np.float64], to: NDArray[np.float64]) -> NDArray[np.float64]:

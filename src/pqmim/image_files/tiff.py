@@ -115,6 +115,8 @@ def read_tiff(data: bytes, open_image: Opener, check_size: Callable[[int, int], 
     except ImageError as error:
         raise ImageError(f"{layout}: not supported") from error
     with image:
+        if image.mode.startswith("I"):  # those widths are read here, and what is left of them Pillow reads wrongly
+            raise ImageError(f"{layout}: not supported")
         image.load()
         return Samples(colors_of(image), alpha_of(image), icc, orientation=orientation)
 
