@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.config import ModelConfig
-from pqmim.errors import ConfigError
+from pqmim.errors import ConfigError, ModelError
 from pqmim.exact_numpy import ZERO, Activations, NumpyParts, Parts, Stream, TokenFactors
 from pqmim.fixed_point import RESIDUAL_MAX
 from pqmim.grid_plan import OUTSIDE
@@ -69,34 +69,44 @@ class GraphParts:
 
 def choose_parts(model: ModelFile, reference: NumpyParts, kernel: str | None, device: Device) -> Parts:
     """The kernel that was asked for, or the fastest; NumPy if no other gives its answers."""
-    kernel = kernel or os.environ.get("PQMIM_KERNEL")
+    kernel = kernel or os.environ.get("PQMIM_KERNEL") or None
     if kernel is not None and kernel not in KERNELS:
         raise ConfigError(f"the kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
+    if kernel == reference.kernel:
+        return reference
+    candidates = [(name, CPU_PROVIDERS) for name in ([kernel] if kernel else kernels_by_speed(model))]
     if device is Device.CUDA and kernel in (None, "float32"):
-        parts = GraphParts(model, "float32", CUDA_PROVIDERS)
-        if is_exact(parts, reference, model.config):
-            return parts
-    for name in kernels_by_speed(model) if kernel is None else (kernel,):
-        if name == reference.kernel:
-            return reference
-        parts = GraphParts(model, name)
-        if is_exact(parts, reference, model.config):
+        candidates.insert(0, ("float32", CUDA_PROVIDERS))
+    for name, providers in candidates:
+        parts = exact_parts(model, name, reference, providers)
+        if parts is not None:
             return parts
     if kernel is not None:
         raise ConfigError(f"the kernel {kernel} does not give exact products on this machine")
     return reference
 
 
+def exact_parts(
+    model: ModelFile, kernel: str, reference: NumpyParts, providers: tuple[Any, ...] = CPU_PROVIDERS
+) -> GraphParts | None:
+    """A kernel of ONNX Runtime, if it gives the reference's answers on this machine."""
+    try:
+        parts = GraphParts(model, kernel, providers)
+        return parts if is_exact(parts, reference, model.config) else None
+    except (ModelError, KeyError):  # an operator is not implemented here, or the file lacks graphs of the kernel
+        return None
+
+
 def exact_kernels(model: ModelFile) -> tuple[str, ...]:
     """Those of KERNELS that give exact products on this machine."""
     quantizer = model.config.tokenizer.quantizer
     reference = NumpyParts(model.config.entropy, quantizer.num_subquantizers, model.tensors)
-    graphs = (name for name in GRAPH_KERNELS if is_exact(GraphParts(model, name), reference, model.config))
+    graphs = (name for name in GRAPH_KERNELS if exact_parts(model, name, reference) is not None)
     return (*graphs, reference.kernel)
 
 
 def kernels_by_speed(model: ModelFile) -> list[str]:
-    """The kernels of ONNX Runtime, the one that is fastest in a short trial first."""
+    """The kernels of ONNX Runtime that run here, the one that is fastest in a short trial first."""
     config = model.config.entropy
     rng = np.random.default_rng(0)
     h = rng.integers(-1000, 1000, (TRIAL_ROWS, config.width)).astype(np.float32)
@@ -104,12 +114,15 @@ def kernels_by_speed(model: ModelFile) -> list[str]:
     seconds = {}
     for kernel in GRAPH_KERNELS:
         name = f"{kernel}/feed"
-        feed = Session(name, model.graphs[name], model.tensors)
         times = []
-        for _ in range(TRIAL_RUNS):
-            start = time.perf_counter()
-            feed.run(h=h, x=x)
-            times.append(time.perf_counter() - start)
+        try:
+            feed = Session(name, model.graphs[name], model.tensors)
+            for _ in range(TRIAL_RUNS):
+                start = time.perf_counter()
+                feed.run(h=h, x=x)
+                times.append(time.perf_counter() - start)
+        except (ModelError, KeyError):  # as in `exact_parts`
+            continue
         seconds[kernel] = min(times)
     return sorted(seconds, key=seconds.__getitem__)
 

@@ -83,13 +83,14 @@ class Session:
 
         Raises:
             MemoryError: there is not enough.
+            ModelError: the graph cannot be run.
         """
         try:
             outputs: list[NDArray[Any]] = self._session.run(None, inputs)
         except Exception as error:
             if "alloc" in str(error).lower():  # how ONNX Runtime says it
                 raise MemoryError(_first_line(error)) from error
-            raise
+            raise ModelError(f"its graph {self.name} failed: {_first_line(error)}") from error
         return outputs
 
 
