@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from pqmim.fixed_point import MAX_INNER
@@ -42,8 +42,8 @@ class Shape:
 
     def as_dict(self) -> dict[str, Any]:
         """Nested dictionaries of numbers, tuples and None, each number of its setting's type."""
-        assert is_dataclass(self)
-        return asdict(self.from_dict(asdict(self)))
+        values = asdict(self)  # type: ignore[call-overload]  # all that derive from this class are data classes
+        return asdict(self.from_dict(values))  # type: ignore[call-overload, no-any-return]
 
 
 @dataclass(frozen=True)
@@ -185,11 +185,11 @@ class ModelConfig(Shape):
 
 def _read(kind: Any, value: Any, name: str) -> Any:
     """A value of type `kind` from what JSON gives; `name` is for the message."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and issubclass(kind, Shape):
         if not isinstance(value, dict):
             raise ValueError(f"{name or kind.__name__} must be settings by name")
         types_of = get_type_hints(kind)
-        known = {field.name: field for field in fields(kind)}
+        known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
         prefix = name + "." if name else ""
         if unknown := sorted(map(str, value.keys() - known.keys())):
             raise ValueError(f"{prefix}{unknown[0]} is not a known setting")

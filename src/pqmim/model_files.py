@@ -124,7 +124,7 @@ def parse_tensors(data: bytes, label: str) -> dict[str, NDArray[Any]]:
     try:
         tensors = {
             name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in safetensors.deserialize(data)
+            for name, entry in safetensors.deserialize(data)  # type: ignore[no-untyped-call]
         }
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ModelError(f"{label}: damaged model file") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import synthetic_photo
+from pictures import synthetic_photo
 from PIL import Image
 
 from pqmim.errors import ConfigError

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from conftest import make_tiny_entropy_model, make_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from training.tiny_networks import make_tiny_entropy_model, make_tiny_tokenizer
 
 from pqmim.config import NUM_LEVELS
+from pqmim.fixed_point import LOGIT_UNIT
 from pqmim.schedule import quincunx_steps
 from pqmim.training.entropy_model import EntropyModel
-from pqmim.training.layers import LOGIT_UNIT
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.train_entropy_model import draw_masks
 

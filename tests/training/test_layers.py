@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX
 from pqmim.training.layers import (
-    ACTIVATION_UNIT,
-    INT8_MAX,
     QuantizableLinear,
     WindowAttention,
     WindowPartition,

@@ -1,14 +1,17 @@
-"""Peak rates: the maker's for known GPUs, else measured."""
+"""Peak rates: the maker's for known GPUs, else measured; bfloat16 where it is faster."""
 
 import pytest
 import torch
 
-from pqmim.training.throughput import matmul_rate, peak_rate
+from pqmim.training import throughput
+from pqmim.training.throughput import is_bf16_faster, matmul_rate, peak_rate
+
+CPU = torch.device("cpu")
 
 
-def test_a_cpu_is_measured() -> None:
-    rate = matmul_rate(torch.device("cpu"), seconds=0.05)
-    assert 1e8 < rate < 1e15
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_is_measured(dtype: torch.dtype) -> None:
+    assert 1e7 < matmul_rate(CPU, dtype, seconds=0.01, sizes=(64, 128)) < 1e15
 
 
 @pytest.mark.parametrize(
@@ -18,4 +21,16 @@ def test_a_cpu_is_measured() -> None:
 def test_known_gpus_have_their_nominal_peak(name: str, peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     peak_rate.cache_clear()
-    assert peak_rate(torch.device("cuda")) == peak
+    assert peak_rate(torch.device("cuda"), torch.bfloat16) == peak
+    peak_rate.cache_clear()
+
+
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_bf16_is_tried(is_faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rate(device: torch.device, dtype: torch.dtype, **settings: object) -> float:
+        return 2.0 if (dtype == torch.bfloat16) == is_faster else 1.0
+
+    monkeypatch.setattr(throughput, "matmul_rate", rate)
+    is_bf16_faster.cache_clear()
+    assert is_bf16_faster(CPU) == is_faster
+    is_bf16_faster.cache_clear()

@@ -6,24 +6,28 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_ENTROPY, TINY_TOKENIZER, make_tiny_tokenizer, synthetic_photo
+from pictures import synthetic_photo
 from PIL import Image
 from safetensors.torch import load_file
+from training.tiny_networks import TINY_ENTROPY, TINY_TOKENIZER, make_tiny_tokenizer
 
 from pqmim import load_codec
-from pqmim.checkpoints import load_model, load_tokenizer
-from pqmim.config import NUM_LEVELS, EntropyTraining, RunConfig, StageConfig, TokenizerTraining
+from pqmim.config import NUM_LEVELS
 from pqmim.errors import ConfigError, MissingExtraError, ModelError, OutputError
+from pqmim.model_files import load_model
 from pqmim.training import train_entropy_model, train_tokenizer
+from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.data import ALL
 from pqmim.training.distributed import Workers
 from pqmim.training.entropy_model import EntropyModel
+from pqmim.training.recipes import EntropyTraining, RunConfig, StageConfig, TokenizerTraining
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.training_run import Draws, TimeIsUp, TrainingRun, learning_rate_factor, micro_batches, open_photos
 
@@ -41,7 +45,7 @@ def tokenizer_config(photos: Path, output: Path, **run: Any) -> TokenizerTrainin
     stage = {"batch_size": 4, "warmup_steps": 2, "log_every": 1, "validate_every": 4, "ema_decay": 0.8}
     return TokenizerTraining.model_validate(
         {
-            "model": TINY_TOKENIZER.model_dump(),
+            "model": TINY_TOKENIZER.as_dict(),
             "data": {"path": photos, "crop": 64, "validation_photos": 3},
             "run": {"output": output, "device": "cpu", "bf16": False, **run},
             "transform": {"steps": 6, "learning_rate": 1e-3, **stage},
@@ -58,7 +62,7 @@ def entropy_config(photos: Path, tokenizer: Path, output: Path, **run: Any) -> E
             "name": "trained",
             "description": "a test",
             "tokenizer": tokenizer,
-            "model": TINY_ENTROPY.model_dump(),
+            "model": TINY_ENTROPY.as_dict(),
             "data": {"path": photos, "crop": 64, "validation_photos": 3},
             "run": {"output": output, "device": "cpu", "bf16": False, **run},
             "stage": {"steps": 8, "batch_size": 4, "warmup_steps": 2, "log_every": 1, "validate_every": 4},
@@ -207,12 +211,10 @@ def test_a_larger_model_begins_as_the_same_function(
     photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path
 ) -> None:
     config = tokenizer_config(photos, tmp_path / "tokenizer")
-    larger = config.model.autoencoder.model_copy(
-        update={"synthesis_channels": (12, 24, 20), "synthesis_blocks": (2, 1, 3)}
-    )
+    larger = replace(config.model.autoencoder, synthesis_channels=(12, 24, 20), synthesis_blocks=(2, 1, 3))
     none = config.transform.model_copy(update={"steps": 0})
     changes = {
-        "model": config.model.model_copy(update={"autoencoder": larger}),
+        "model": replace(config.model, autoencoder=larger),
         "start_from": tokenizer_file,
         "codebooks": config.codebooks.model_copy(update={"iterations": 0}),
         "transform": none,
@@ -240,7 +242,7 @@ def test_a_larger_model_begins_as_the_same_function(
     float_weights = model_file.with_name(train_entropy_model.FLOAT_MODEL)
     small = EntropyModel.for_quantizer(config.model, earlier.quantizer)
     train_entropy_model.take_over_weights(small, float_weights)
-    deeper = config.model.model_copy(update={"num_layers": config.model.num_layers + 2 * config.model.attention_every})
+    deeper = replace(config.model, num_layers=config.model.num_layers + 2 * config.model.attention_every)
     model = EntropyModel.for_quantizer(deeper, grown.quantizer)
     train_entropy_model.take_over_weights(model, float_weights)
     features = small.features(tokens, torch.rand(tokens.shape) < 0.5, level)
@@ -261,11 +263,11 @@ def test_training_on_needs_sizes_that_fit(
     sizes: dict[str, Any], complaint: str, photos: Path, tokenizer_file: Path, tmp_path: Path
 ) -> None:
     config = tokenizer_config(photos, tmp_path / "run")
-    other = config.model.model_copy(update={"autoencoder": config.model.autoencoder.model_copy(update=sizes)})
+    other = replace(config.model, autoencoder=replace(config.model.autoencoder, **sizes))
     with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: .* {complaint} than this tokenizer"):
         train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
-    quantizer = config.model.quantizer.model_copy(update={"num_codewords": 5})
-    other = config.model.model_copy(update={"quantizer": quantizer})
+    quantizer = replace(config.model.quantizer, num_codewords=5)
+    other = replace(config.model, quantizer=quantizer)
     with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: the quantizer"):
         train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
 

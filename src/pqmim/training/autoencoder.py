@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pqmim.config import STRIDE, AutoencoderConfig
@@ -56,7 +56,6 @@ def block_dct_basis(num_channels: int) -> Tensor:
     return basis[cost.argsort(stable=True)[:num_channels]].float()
 
 
-@fx.wrap  # type: ignore[no-untyped-call, untyped-decorator]
 def full_precision_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply the channels at each place by a matrix: (B, C, h, w), (D, C) -> (B, D, h, w), not in bfloat16."""
     with torch.autocast(x.device.type, enabled=False):
@@ -100,7 +99,7 @@ class Analysis(nn.Module):
         learned = self.head(self.convolutional(x))
         # Few operations, but they carry the means.
         linear = full_precision_linear(F.pixel_unshuffle(x, STRIDE), self.linear_gain * self.linear)
-        return linear + learned.float()
+        return linear + learned.float()  # type: ignore[no-any-return]
 
 
 class Synthesis(nn.Module):

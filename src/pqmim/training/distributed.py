@@ -6,6 +6,7 @@ gradients travel between them. A process alone needs nothing of this and not the
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,12 +17,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pqmim.codec import resolve_device
 from pqmim.errors import ConfigError, MissingExtraError
 
 TIMEOUT = timedelta(hours=2)
 """How long the others wait while the main process fits codebooks or validates."""
 Result = TypeVar("Result")
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto', 'cpu' or 'cuda' -> device; auto takes a GPU where there is one.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: no CUDA device is available")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Workers:
             raise MissingExtraError("accelerate", "train") from error
         resolve_device(device)  # the same refusal as for one process
         state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
+        atexit.register(state.destroy_process_group)  # its threads must not outlive the interpreter
         return cls(state.device, state.process_index, state.num_processes, state)
 
     @property

@@ -70,8 +70,8 @@ class RunConfig(Config):
     """Folder of the run: checkpoint, log.csv, TensorBoard events, sample pictures, weights."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    bf16: bool = True
-    """bfloat16 autocast in the transforms."""
+    bf16: bool | Literal["auto"] = "auto"
+    """bfloat16 autocast in the networks; auto = where a short trial shows it to be faster."""
     compile: bool = False
     """`torch.compile` for the networks; worth its minutes of compiling on a GPU."""
     checkpoint_minutes: float = Field(3.0, gt=0)

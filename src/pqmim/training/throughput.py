@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 
 NOMINAL_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bf16 operations per second by part of the GPU's name, from the maker's data sheets; the first match counts."""
+GPU_SIZES, CPU_SIZES = (4096, 8192), (512, 1024, 2048)
+"""Sides of the matrices whose products are tried."""
 
 
-def matmul_rate(device: torch.device, *, seconds: float = 0.3) -> float:
-    """Measure the best rate of bf16 matrix products: floating-point operations per second.
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3, sizes: Sequence[int] | None = None
+) -> float:
+    """Measure the best rate of matrix products: floating-point operations per second.
 
     Args:
+        dtype: of the matrices.
         seconds: how long to try each size; the best rate of all products counts. Other work on the device lowers it.
+        sizes: sides of the matrices; None = what suits the device.
     """
     best = 0.0
-    for size in (4096, 8192) if device.type == "cuda" else (512, 1024, 2048):
-        left, right = (torch.ones(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    for size in sizes or (GPU_SIZES if device.type == "cuda" else CPU_SIZES):
+        left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
         left @ right  # the first call sets things up
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -32,14 +39,27 @@ def matmul_rate(device: torch.device, *, seconds: float = 0.3) -> float:
 
 
 @cache
-def peak_rate(device: torch.device) -> float:
-    """Peak of the device in bf16, operations per second: nominal for known GPUs, else measured by a matrix product."""
-    if device.type == "cuda":
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Peak of the device in a type, operations per second.
+
+    In bf16 it is the nominal one of known GPUs, else that of matrix products, measured.
+    """
+    if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for part, peak in NOMINAL_PEAKS.items():
             if part in name:
                 return peak
-    return matmul_rate(device)
+    return matmul_rate(device, dtype)
+
+
+@cache
+def is_bf16_faster(device: torch.device) -> bool:
+    """Whether products of matrices take less time in bfloat16 than in float32; processors without instructions for it
+    take many times as long."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    rates = [matmul_rate(device, dtype, seconds=0.03, sizes=(512,)) for dtype in (torch.bfloat16, torch.float32)]
+    return rates[0] > rates[1]
 
 
 def synchronize(device: torch.device) -> None:

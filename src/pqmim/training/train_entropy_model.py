@@ -162,7 +162,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
 
     @torch.no_grad()
     def tokens_of(x: Tensor, w: Tensor | float) -> Tensor:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+        with run.autocast():
             return tokenizer.encode(x, w)
 
     validation_ws = (w_range[0], math.sqrt(w_range[0] * w_range[1]), w_range[1])
@@ -184,7 +184,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
         weight = predicted / predicted.sum().clamp_min(1) + LATER_STEPS_WEIGHT * later / later.sum().clamp_min(1)
         known, weight = draws.mine(known), draws.mine(weight)
         is_asked = weight > 0
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+        with run.autocast():
             level = tokenizer.quantizer.level(w)
             bits = model.code_length(tokens, known, is_asked, level, group, simulate=step >= first_simulated)
         weight = weight[is_asked].repeat_interleave(last - first)
@@ -194,7 +194,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, EntropyModel)
-        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+        with run.autocast():
             return validate_entropy_model(
                 averaged, tokenizer, token_sets, config.data.crop**2, simulate=step > first_simulated
             )

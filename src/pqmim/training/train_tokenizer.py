@@ -130,7 +130,7 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     def write() -> None:
         if not run.workers.is_main:
             return
-        numbers = validate_tokenizer(tokenizer, held_out, config)
+        numbers = validate_tokenizer(tokenizer, held_out, run)
         facts = {
             "recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS),
             **photos.facts,
@@ -160,7 +160,7 @@ def fit_density(
     optimizer = torch.optim.Adam(density.parameters(), lr=DENSITY_RATE)
     latents = []
     for batch in range(DENSITY_BATCHES):
-        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=config.run.bf16):
+        with torch.no_grad(), run.autocast():
             latents.append(transform.analysis(sampler.batch(4 * STAGE_STEPS + batch, 8)))
     finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
     coarsest = step_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit)
@@ -186,7 +186,7 @@ def train_transform(
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
         coarseness = torch.exp(0.5 * log_range * draws.uniform())  # step / finest step
         noise = draws.noise(config.model.autoencoder.latent_channels, x.shape[2] // STRIDE, x.shape[3] // STRIDE)
-        bpp, mse = transform(x, finest * coarseness[:, None, None, None], noise, config.run.bf16)
+        bpp, mse = transform(x, finest * coarseness[:, None, None, None], noise, run.bf16)
         cost = rate.lambda_max / coarseness**2 * mse + bpp
         # Costs fall about as 1 / step: this weight gives every rate a like say.
         terms = {"loss": cost * coarseness, "bpp": bpp, "mse": mse}
@@ -198,7 +198,7 @@ def train_transform(
             rates, errors = [], []
             for x in held_out.split(8):
                 bpp, mse = averaged(
-                    x, torch.full((len(x), 1, 1, 1), quantization_step, device=x.device), None, config.run.bf16
+                    x, torch.full((len(x), 1, 1, 1), quantization_step, device=x.device), None, run.bf16
                 )
                 rates.append(bpp)
                 errors.append(mse)
@@ -245,7 +245,7 @@ def fit_codebooks(
     latents, bits = [], []
     for batch in range(-(-settings.crops // 8)):
         x = sampler.batch(STAGE_STEPS + batch, 8)  # crops that the first stage did not draw
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+        with run.autocast():
             z = transform.analysis(x)
         step = torch.full((len(x), 1, 1, 1), finest, device=x.device)
         bits.append(transform.density.bits((z / finest).round() * finest, step).mean((0, 2, 3)))
@@ -330,7 +330,7 @@ def train_quantized(
         # The finest level has too few codewords to reach the slope that its w stands for.
         served = applied.clamp_min(float(w_of_lambda(config.rate.lambda_max, unit)))
         lam = w_of_lambda(served, unit)  # it is its own inverse
-        with torch.set_grad_enabled(joint), torch.autocast(x.device.type, torch.bfloat16, enabled=config.run.bf16):
+        with torch.set_grad_enabled(joint), run.autocast():
             z = tokenizer.analysis(x)
         tokens = quantizer.assign(z, applied, level)
         kept = 1 + (draws.uniform(1) * (num_subquantizers - 1)).long()
@@ -343,7 +343,7 @@ def train_quantized(
                 bits = quantizer.smoothed_bits(z, tokens, served, level).sum((1, 2, 3))
                 # The straight-through gradient: to the analysis, beside that to the codewords.
                 z_q = z_q + torch.where(whole[:, None, None, None], z - z.detach(), 0)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+        with run.autocast():
             x_hat = tokenizer.synthesis(z_q)
         mse = mean_squared_error(x_hat, x)
         # Truncated samples count as much as coarse ones, else their large errors would rule.
@@ -361,7 +361,7 @@ def train_quantized(
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, Tokenizer)
         save_sample_pictures(run.config.output / "samples", averaged, held_out[:4], step, unit, config)
-        return validate_tokenizer(averaged, held_out, config)
+        return validate_tokenizer(averaged, held_out, run)
 
     networks = [tokenizer.analysis, tokenizer.synthesis] if joint else [tokenizer.synthesis]
     groups: list[dict[str, Any]] = [
@@ -386,7 +386,7 @@ def train_quantized(
 
 
 @torch.no_grad()
-def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, config: TokenizerTraining) -> dict[str, float]:
+def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, run: TrainingRun) -> dict[str, float]:
     """bpp under the static prior and PSNR at three trade-offs, and what the codebooks are used for."""
     low, high = tokenizer.quantizer.w_range()
     row: dict[str, float] = {}
@@ -395,7 +395,7 @@ def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, config: Tokenizer
         prior = tokenizer.quantizer.prior_bits()[level]
         rates, errors, used = [], [], torch.zeros_like(prior)
         for x in held_out.split(8):
-            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.run.bf16):
+            with run.autocast():
                 tokens = tokenizer.encode(x, w)
                 x_hat = tokenizer.decode(tokens, level.expand(len(x)))
             flat = tokens.transpose(0, 1).flatten(1)  # (M, n)

@@ -29,7 +29,7 @@ from pqmim.training.data import ALL, CropSampler, Sampler, load_photos, split_ph
 from pqmim.training.distributed import Workers
 from pqmim.training.recipes import DataConfig, RunConfig, StageConfig
 from pqmim.training.streaming import ShardSampler, ShardSet, StreamSettings
-from pqmim.training.throughput import peak_rate
+from pqmim.training.throughput import is_bf16_faster, peak_rate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -103,6 +103,7 @@ class TrainingRun:
     Attributes:
         workers: the processes that train together.
         resumed: content of the checkpoint to go on from, or None.
+        bf16: whether the networks compute in bfloat16.
         board: TensorBoard writer, or None where TensorBoard (an extra) is not installed.
     """
 
@@ -110,6 +111,7 @@ class TrainingRun:
     workers: Workers
     resumed: dict[str, Any] | None
     started: float
+    bf16: bool
     board: SummaryWriter | None
 
     @classmethod
@@ -140,12 +142,18 @@ class TrainingRun:
             raise ConfigError(f"{source}: no such checkpoint")
         workers.wait()  # none writes before all have looked
         board = _open_board(config.output) if workers.is_main else None
-        return cls(config, workers, resumed, time.monotonic(), board)
+        wanted = config.bf16
+        bf16 = workers.from_main(lambda: is_bf16_faster(workers.device)) if wanted == "auto" else wanted
+        return cls(config, workers, resumed, time.monotonic(), bf16, board)
 
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
         return self.workers.device
+
+    def autocast(self) -> torch.autocast:
+        """Region in which networks compute in bfloat16, if they do at all."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     @property
     def out_of_time(self) -> bool:
@@ -306,7 +314,7 @@ def fit(
     mine = run.workers.part(stage.batch_size)
     parts = micro_batches(stage.batch_size, stage.accumulate, mine)
     if first < stage.steps:
-        peak = peak_rate(run.device)
+        peak = peak_rate(run.device, torch.bfloat16 if run.bf16 else torch.float32)
         batch = crops(first, mine)
     operations = 0  # floating-point operations of a step in this process, counted in the first one
     sums: dict[str, Tensor] = {}

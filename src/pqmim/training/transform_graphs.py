@@ -94,8 +94,9 @@ class TransformTracer(GraphBuilder):
         Raises:
             NotImplementedError: it does something that no rule is for.
         """
-        traced = fx.symbolic_trace(module)
-        ShapeProp(traced).propagate(torch.zeros(1, *shape))  # type: ignore[no-untyped-call]
+        tracer = fx.Tracer(autowrap_functions=(full_precision_linear,))
+        traced = fx.GraphModule(module, tracer.trace(module))
+        ShapeProp(traced).propagate(torch.zeros(1, *shape))
         modules = dict(traced.named_modules())
         values: dict[fx.Node, Any] = {}
         result = x
@@ -208,6 +209,12 @@ def _chunk(tracer: TransformTracer, node: fx.Node, x: str, chunks: int, dim: int
     return [tracer.op("Slice", x, tracer.ints(a), tracer.ints(b), axis) for a, b in pairwise(ends)]
 
 
+def _getitem(tracer: TransformTracer, node: fx.Node, values: list[str] | str, index: int) -> str:
+    if isinstance(values, str):
+        raise NotImplementedError(f"no rule to write {node.name}, a part of a tensor, as a graph")
+    return values[index]
+
+
 RULES: dict[Any, Callable[..., Any]] = {
     nn.Conv2d: _conv2d,
     full_precision_linear: _linear,
@@ -233,7 +240,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     "float": lambda tracer, node, x: x,  # all is float32
     torch.cat: _cat,
     torch.chunk: _chunk,
-    operator.getitem: lambda tracer, node, values, index: values[index],
+    operator.getitem: _getitem,
     operator.add: _elementwise("Add"),
     operator.sub: _elementwise("Sub"),
     operator.mul: _elementwise("Mul"),

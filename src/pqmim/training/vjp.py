@@ -61,6 +61,7 @@ class _Reverse:
                 self._active |= set(node.output)
         self._shapes = _value_shapes(self._model)
         self._saved: dict[str, str] = {}
+        self._copies: dict[str, str] = {}
         self._constants: dict[str, str] = {}
         self.builder = GraphBuilder()
 
@@ -122,12 +123,16 @@ class _Reverse:
         """A float32 number in the forward graph."""
         name = f"number.{value}"
         if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.float32(value), name)
+            self._initializers[name] = numpy_helper.from_array(np.asarray(value, np.float32), name)
             self._model.graph.initializer.append(self._initializers[name])
         return name
 
     def forward(self, value: str) -> str:
         """A forward value in the backward graph: saved if it depends on the input, else computed again."""
+        if value in (self._source.name, self._target.name):  # these two keep their names
+            if value not in self._copies:
+                self._copies[value] = self.forward_op("Identity", value)
+            value = self._copies[value]
         if value in self._active:
             return self._saved.setdefault(value, f"saved.{len(self._saved)}")
         if value not in self._constants:
@@ -163,8 +168,8 @@ def _described(value: onnx.ValueInfoProto, name: str = "") -> tuple[str, np.dtyp
     return name, helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape
 
 
-def _attribute(node: NodeProto, name: str) -> Any:
-    return next(helper.get_attribute_value(a) for a in node.attribute if a.name == name)
+def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 # -- rules: gradient of the output -> gradient of the input with an index ---
@@ -175,7 +180,7 @@ def _conv(reverse: _Reverse, node: NodeProto, gradient: str, index: int) -> str:
     if index != 0:
         raise NotImplementedError("no rule for the gradient of Conv with respect to its weights")
     builder, (outputs, inputs, *kernel) = reverse.builder, reverse.shape(node.input[1])
-    groups, weight = _attribute(node, "group"), reverse.forward(node.input[1])
+    groups, weight = _attribute(node, "group", 1), reverse.forward(node.input[1])
     if groups > 1:
         weight = builder.op("Reshape", weight, builder.ints(groups, outputs // groups, inputs, *kernel))
         weight = builder.op("Transpose", weight, perm=[0, 2, 1, 3, 4])
@@ -185,7 +190,7 @@ def _conv(reverse: _Reverse, node: NodeProto, gradient: str, index: int) -> str:
     if kernel != [1, 1]:
         begin, end = builder.ints(-1, -1), builder.ints(-(1 << 31), -(1 << 31))
         weight = builder.op("Slice", weight, begin, end, builder.ints(2, 3), builder.ints(-1, -1))
-    pads = [side - 1 - pad for side, pad in zip(kernel * 2, _attribute(node, "pads"), strict=True)]
+    pads = [side - 1 - pad for side, pad in zip(kernel * 2, _attribute(node, "pads", [0] * 4), strict=True)]
     return builder.op("Conv", gradient, weight, kernel_shape=kernel, pads=pads, group=groups)
 
 
@@ -212,7 +217,7 @@ def _leaky_relu(reverse: _Reverse, node: NodeProto, gradient: str, index: int) -
     """The sign is saved, a byte for each value."""
     builder = reverse.builder
     is_positive = reverse.forward(reverse.forward_op("Greater", node.output[0], reverse.forward_constant(0)))
-    slope = _attribute(node, "alpha") if node.op_type == "LeakyRelu" else 0.0
+    slope = _attribute(node, "alpha", 0.01) if node.op_type == "LeakyRelu" else 0.0
     return builder.op("Where", is_positive, gradient, builder.op("Mul", gradient, builder.constant(slope, np.float32)))
 
 
@@ -235,7 +240,7 @@ def _softplus(reverse: _Reverse, node: NodeProto, gradient: str, index: int) -> 
 
 def _depth_to_space(reverse: _Reverse, node: NodeProto, gradient: str, index: int) -> str:
     side = _attribute(node, "blocksize")
-    if _attribute(node, "mode") != b"CRD":
+    if _attribute(node, "mode", b"DCR") == b"DCR":
         return reverse.builder.op("SpaceToDepth", gradient, blocksize=side)
     return pixel_unshuffle(reverse.builder, gradient, reverse.shape(node.input[0])[CHANNEL_AXIS] // side**2, side)
 
@@ -247,14 +252,14 @@ def _space_to_depth(reverse: _Reverse, node: NodeProto, gradient: str, index: in
 def _gather(reverse: _Reverse, node: NodeProto, gradient: str, index: int) -> str:
     """Of a permutation alone."""
     order = reverse.initializer(node.input[1])
-    axis = _attribute(node, "axis")
+    axis = _attribute(node, "axis", 0)
     if sorted(order.tolist()) != list(range(reverse.shape(node.input[0])[axis])):
         raise NotImplementedError("no rule for the gradient of Gather but for permutations")
     return reverse.builder.op("Gather", gradient, reverse.builder.ints(*np.argsort(order)), axis=axis)
 
 
 def _concat(reverse: _Reverse, node: NodeProto, gradient: str, index: int) -> str:
-    builder, axis = reverse.builder, _attribute(node, "axis")
+    builder, axis = reverse.builder, _attribute(node, "axis", 0)
     sizes = [reverse.shape(name)[axis] for name in node.input]
     begin = sum(sizes[:index])
     return builder.op("Slice", gradient, builder.ints(begin), builder.ints(begin + sizes[index]), builder.ints(axis))
