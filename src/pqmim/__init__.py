@@ -9,9 +9,12 @@ For many images load the model once with `load_codec` and use the methods of `Co
 
 from __future__ import annotations
 
+import io
+import os
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pqmim._version import __version__
 from pqmim.errors import (
@@ -31,15 +34,14 @@ from pqmim.errors import (
     TruncatedFileError,
     UnsupportedFileError,
 )
+from pqmim.options import EncodeOptions, Fill, FillOptions, Region, Tune
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from PIL.Image import Image
 
-    from pqmim.codec import Codec, EncodeOptions, FillOptions, load_codec
-    from pqmim.encoder import Region, Tune
-    from pqmim.fill import Fill
+    from pqmim.codec import Codec, load_codec
     from pqmim.image_io import ImageLike
 
 __all__ = [
@@ -69,16 +71,8 @@ __all__ = [
     "encode",
     "load_codec",
 ]
-_NEEDS_TORCH = {
-    "Codec": "pqmim.codec",
-    "EncodeOptions": "pqmim.codec",
-    "Fill": "pqmim.fill",
-    "FillOptions": "pqmim.codec",
-    "Region": "pqmim.encoder",
-    "Tune": "pqmim.encoder",
-    "load_codec": "pqmim.codec",
-}
-"""Public names that are imported on first use, and where they live."""
+_IN_CODEC = ("Codec", "load_codec")
+"""Public names that are imported on first use, since NumPy, Pillow and ONNX Runtime come with them."""
 
 
 def encode(
@@ -107,17 +101,26 @@ def encode(
         The content of a .pqm file. It is above a target only if no smaller file is possible.
 
     Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
         ImageError: `image` cannot be read as an image.
         LimitError: it has more than `options.max_pixels` pixels, 100 million unless given.
         TargetError: the target cannot be met, and `options.strict`.
         ModelError, ConfigError: the model or the device cannot be used.
     """
-    codec = _codec(str(model), device)
-    return codec.encode(image, quality=quality, target_bytes=target_bytes, target_bpp=target_bpp, options=options)
+    _check_type("quality", quality, Real, "a number")
+    _check_type("target_bytes", target_bytes, (Integral, type(None)), "a whole number or None")
+    _check_type("target_bpp", target_bpp, (Real, type(None)), "a number or None")
+    _check_type("options", options, (EncodeOptions, type(None)), "EncodeOptions or None")
+    _check_type("model", model, (str, os.PathLike), "a name or a path")
+    _check_type("device", device, str, "a string")
+    codec = _codec(os.fspath(model), device)
+    return codec.encode(
+        _readable(image), quality=quality, target_bytes=target_bytes, target_bpp=target_bpp, options=options
+    )
 
 
 def decode(
-    data: bytes,
+    data: bytes | str | PathLike[str] | BinaryIO,
     *,
     options: FillOptions | None = None,
     model: str | PathLike[str] | None = None,
@@ -126,7 +129,7 @@ def decode(
     """Decompress one image.
 
     Args:
-        data: content of a .pqm file.
+        data: a .pqm file: its bytes, its path, or the file itself, opened in binary mode.
         options: what becomes of tokens that a partial file does not hold; None = the most likely picture.
         model: as in `encode`; None takes the shipped model that the file names.
         device: as in `encode`.
@@ -135,16 +138,60 @@ def decode(
         An RGB image, or an RGBA image if the original had an alpha channel.
 
     Raises:
-        BitstreamError: the file is damaged, or was made with another model.
+        TypeError: an argument is of the wrong type.
+        BitstreamError: the file cannot be read, is damaged, or was made with another model.
         LimitError: it has more than 100 million pixels.
         ModelError, ConfigError: the model or the device cannot be used.
     """
+    _check_type("options", options, (FillOptions, type(None)), "FillOptions or None")
+    _check_type("model", model, (str, os.PathLike, type(None)), "a name, a path or None")
+    _check_type("device", device, str, "a string")
+    content = _content(data)
     if model is None:
         from pqmim.bitstream import parse
-        from pqmim.checkpoints import shipped_model_of
+        from pqmim.model_files import shipped_model_of
 
-        model = shipped_model_of(parse(data).model_id).name
-    return _codec(str(model), device).decode(data, options=options)
+        model = shipped_model_of(parse(content).model_id).name
+    return _codec(os.fspath(model), device).decode(content, options=options)
+
+
+def _check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {wanted}, not {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    return "a text file" if isinstance(value, io.TextIOBase) else type(value).__name__
+
+
+def _is_binary_file(value: object) -> bool:
+    return hasattr(value, "read") and not isinstance(value, io.TextIOBase)
+
+
+def _readable(image: ImageLike) -> ImageLike:
+    """Refuse what is no image in any form."""
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    is_array = hasattr(type(image), "__array_interface__")  # of arrays and of Pillow images
+    if not (isinstance(image, (str, bytes, os.PathLike)) or is_array or _is_binary_file(image)):
+        raise TypeError(f"image must be a path, bytes, a binary file, a Pillow image or an array, not {_kind(image)}")
+    return image
+
+
+def _content(data: bytes | str | PathLike[str] | BinaryIO) -> bytes:
+    """Bytes of a file, from all that people have of it."""
+    if isinstance(data, (str, os.PathLike)):
+        try:
+            with open(data, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise BitstreamError(error.strerror or str(error)) from error
+    content: object = data
+    if not isinstance(data, (bytes, bytearray, memoryview)) and _is_binary_file(data):
+        content = data.read()
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return bytes(content)
+    raise TypeError(f"data must be bytes, a path or a binary file, not {_kind(data)}")
 
 
 @lru_cache(maxsize=2)
@@ -156,7 +203,7 @@ def _codec(model: str, device: str) -> Codec:
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use what needs torch, so that `import pqmim` is quick."""
-    if name in _NEEDS_TORCH:
-        return getattr(import_module(_NEEDS_TORCH[name]), name)
+    """Import on first use what is heavy, so that `import pqmim` is quick."""
+    if name in _IN_CODEC:
+        return getattr(import_module("pqmim.codec"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -109,7 +109,7 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         old = _status(path)
-        place = Path(os.path.realpath(path))
+        place = Path(os.path.realpath(path)) if os.path.islink(path) else path
         if old is not None and not _is_file_at(place, old):
             path.write_bytes(data)
         else:

@@ -1,9 +1,11 @@
 """Helpers of the tests that run the command line."""
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from PIL import Image
 from typer.testing import Result
 
+NOBODY = 65534
 NEED_MODEL = ("encode", "decode", "tokens", "generate", "inpaint", "gallery")
 
 RESULT_LINE = re.compile(r"\S+\.pqm  [\d,]+ B  \d+\.\d{3} bpp  \d+\.\d{2} s")
@@ -43,6 +46,19 @@ def pixels(path: str | Path) -> np.ndarray:
 
 def files_below(folder: str) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+@contextmanager
+def no_rights() -> Iterator[None]:
+    """Take away from root what lets it go everywhere. What is imported first in here must lie where all may read."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def run_child(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

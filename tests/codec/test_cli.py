@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -237,7 +235,7 @@ def test_every_option_is_in_the_manual() -> None:
         ["truncate", "a.pqm", "-o", "b.pqm", "--bytes", "12"],
     ],
 )
-def test_quick_commands_do_not_import_torch(pqmim: Pqmim, arguments: list[str]) -> None:
+def test_quick_commands_import_nothing_heavy(pqmim: Pqmim, arguments: list[str]) -> None:
     photo("a.png")
     assert pqmim("encode", "a.png").exit_code == 0
     code = (
@@ -245,7 +243,7 @@ def test_quick_commands_do_not_import_torch(pqmim: Pqmim, arguments: list[str]) 
         f"sys.argv[1:] = {arguments!r}\n"
         "try: pqmim.cli.main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "assert 'torch' not in sys.modules\n"
+        "assert not {'torch', 'onnxruntime'} & sys.modules.keys()\n"
     )
     child = run_child("-c", code)
     assert child.returncode == 0, child.stderr
@@ -257,36 +255,3 @@ def test_as_a_module(tmp_path: Path) -> None:
     child = run_child("-m", "pqmim", "decode", "missing.pqm", cwd=tmp_path)
     assert (child.returncode, child.stdout) == (1, "")
     assert child.stderr == "pqmim: missing.pqm: No such file or directory\n"
-
-
-def test_closed_pipe_is_silent(pqmim: Pqmim) -> None:
-    photo("a.png")
-    assert pqmim("encode", "a.png").exit_code == 0
-    command = [sys.executable, "-m", "pqmim", "info", "a.pqm"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        child.stdout.close()
-        assert child.stderr.read() == b""
-    assert child.returncode == 1
-
-
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a pseudo-terminal: (what a person reads, what a program writes to)."""
-    pty = pytest.importorskip("pty")
-    reader, writer = pty.openpty()
-    yield reader, writer
-    os.close(reader)
-
-
-def test_progress_bar_on_a_terminal_only(pqmim: Pqmim, terminal: tuple[int, int]) -> None:
-    for name in ("a.png", "b.png"):
-        photo(name)
-    assert pqmim("encode", "a.png", "b.png").exit_code == 0
-    reader, writer = terminal
-    command = [sys.executable, "-m", "pqmim", "info", "a.pqm", "b.pqm"]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, timeout=60, check=True)
-    os.close(writer)
-    assert len(result.stdout.splitlines()) == 2
-    assert b"files" in os.read(reader, 1 << 16)

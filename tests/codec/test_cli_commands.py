@@ -11,6 +11,7 @@ import pytest
 from cli_tools import ONE_LINE_ERROR, Pqmim, files_below, opened, photo, pixels
 from PIL import Image
 
+from pqmim import model_files
 from pqmim.bitstream import parse
 
 pytest_plugins = ["cli_fixtures"]
@@ -54,17 +55,13 @@ def test_info_of_another_models_file(pqmim: Pqmim, tiny_model: Path) -> None:
 
 
 def test_mini_files_find_their_shipped_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pqmim import checkpoints
-
-    shipped = checkpoints.ShippedModel("tiny", bytes.fromhex("12345678"), Path("tiny"), "")
-    monkeypatch.setattr(checkpoints, "shipped_models", lambda: [shipped])
-    assert checkpoints.shipped_model_of(bytes.fromhex("1234")) == shipped
+    shipped = model_files.ShippedModel("tiny", bytes.fromhex("12345678"), Path("tiny"), "")
+    monkeypatch.setattr(model_files, "shipped_models", lambda: [shipped])
+    assert model_files.shipped_model_of(bytes.fromhex("1234")) == shipped
 
 
 def test_models_lists_what_is_shipped(pqmim: Pqmim) -> None:
-    from pqmim.checkpoints import shipped_models
-
-    shipped = shipped_models()
+    shipped = model_files.shipped_models()
     result = pqmim("models")
     assert result.exit_code == 0
     assert [line.split()[:2] for line in result.stdout.splitlines()] == [

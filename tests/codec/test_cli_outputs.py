@@ -9,7 +9,6 @@ from cli_tools import RESULT_LINE, Pqmim, files_below, photo
 
 from pqmim import files
 from pqmim.bitstream import parse
-from pqmim.errors import OutputError
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -122,26 +121,3 @@ def test_failed_writing_leaves_nothing_behind(pqmim: Pqmim, monkeypatch: pytest.
     result = pqmim("encode", "a.png")
     assert (result.exit_code, result.stderr) == (1, "pqmim: a.png: a.pqm: No space left on device\n")
     assert files_below(".") == ["a.png"]
-
-
-def test_interrupted_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(source: object, target: object) -> None:
-        raise KeyboardInterrupt
-
-    old = tmp_path / "old.pqm"
-    old.write_bytes(b"old")
-    monkeypatch.setattr(files.os, "replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        files.write_file(old, b"new")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
-
-
-def test_writing_to_a_device_does_not_replace_it() -> None:
-    files.write_file(Path(os.devnull), b"gone")
-    assert not Path(os.devnull).is_file()
-
-
-def test_writing_into_a_file_as_if_it_were_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError):
-        files.write_file(tmp_path / "file" / "x.pqm", b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -14,28 +15,30 @@ PQM = frozenset({".pqm"})
 NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """What Pillow recognizes but cannot, or not everywhere, turn into pixels; left alone in folders."""
 RAW = ".3fr .arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .raw .rw2 .srw"
-LEFT_OUT = {
-    "": "file without an extension",
-    **dict.fromkeys((".heic", ".heif", ".hif"), "run: pip install pillow-heif"),
-    ".jxl": "run: pip install pillow-jxl-plugin",
-    **dict.fromkeys(RAW.split(), "raw photo"),
-}
-"""Suffix -> why such files are left out of folders of images, unless Pillow has learned to open them."""
+OPTIONAL = (
+    (".heic .heif .hif", "pillow_heif", "run: pip install 'pqmim[heif]'"),
+    (".jxl", "pillow_jxl", "run: pip install pillow-jxl-plugin"),
+    (RAW, "rawpy", "raw photo; run: pip install 'pqmim[raw]'"),
+)
+"""(suffixes, package that reads them, why such files are left out of folders of images without it)."""
+OPTIONAL_SUFFIXES = frozenset(suffix for suffixes, _, _ in OPTIONAL for suffix in suffixes.split())
 OTHER_OUTPUTS = frozenset({".npy", ".html", ".safetensors", ".pdf", ".svg"})
 
 
 def image_suffixes() -> frozenset[str]:
-    """Lower-case suffixes of the pictures that Pillow opens."""
+    """Lower-case suffixes of all that can be encoded here."""
     from PIL import Image
 
     suffixes = Image.registered_extensions()  # loads all plugins, without which Image.OPEN is empty
     openable = (Image.OPEN.keys() - NO_PICTURES) | {"MPO"}  # which is opened as the JPEG that it begins with
-    return frozenset(suffix for suffix, name in suffixes.items() if name in openable)
+    optional = (names.split() for names, package, _ in OPTIONAL if find_spec(package) is not None)
+    return frozenset(suffix for suffix, name in suffixes.items() if name in openable).union(*optional)
 
 
 def images() -> Kinds:
     """What is taken from folders of images."""
-    return Kinds(image_suffixes(), LEFT_OUT)
+    left_out = {suffix: why for suffixes, _, why in OPTIONAL for suffix in suffixes.split()}
+    return Kinds(image_suffixes(), {"": "file without an extension", **left_out})
 
 
 def is_file_name(output: str | None) -> bool:
@@ -59,7 +62,7 @@ def check_output(inputs: Sequence[str], output: str | None, suffixes: Collection
     suffix = Path(output).suffix.lower()
     if not suffix:
         return
-    is_known = suffix in suffixes or suffix in image_suffixes() | PQM | LEFT_OUT.keys() | OTHER_OUTPUTS
+    is_known = suffix in suffixes or suffix in image_suffixes() | PQM | OPTIONAL_SUFFIXES | OTHER_OUTPUTS
     if len(inputs) != 1 or os.path.isdir(inputs[0]):
         if is_known:
             folder = f"{output}{os.sep}"

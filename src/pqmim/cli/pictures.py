@@ -70,8 +70,10 @@ class PictureWriter:
             exif = image.getexif()
             exif[EXIF_IMAGE_DESCRIPTION] = comment
             options["exif"] = exif
+        if self.format is not PictureFormat.WEBP:  # which always halves the resolution of color
+            options["subsampling"] = "4:4:4"
         if self.format is PictureFormat.JPG:
-            options |= {"subsampling": 0, "optimize": True}
+            options["optimize"] = True
             image = _over_white(image)
         try:
             image.save(file, format="JPEG" if self.format is PictureFormat.JPG else self.format.upper(), **options)
