@@ -32,15 +32,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from training_throughput import last_values
 
-from pqmim.checkpoints import load_tokenizer
-from pqmim.config import EntropyTraining, TokenizerTraining, load_config
-from pqmim.evaluation.metrics import bd_rate
+from pqmim.evaluation.bd_rate import bd_rate
 from pqmim.schedule import Schedule, quincunx_steps
 from pqmim.training import train_tokenizer
 from pqmim.training.autoencoder import ResidualBlock
+from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.layers import WindowPartition
 from pqmim.training.losses import mean_psnr, mean_squared_error
+from pqmim.training.recipes import EntropyTraining, TokenizerTraining, load_config
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.trainable_quantizer import TrainableQuantizer
 from pqmim.training.training_run import Draws, Photos, TrainingRun, fit, open_photos

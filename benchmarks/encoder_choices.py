@@ -20,31 +20,31 @@ from dataclasses import dataclass
 from functools import partial
 from unittest.mock import patch
 
-import torch
+import numpy as np
 from measurements import MS_SSIM, PSNR, Bench, Photo, Row, curve, make_parser, mean, number, read_photos, table, write
+from numpy.typing import NDArray
 from rich.progress import track
-from torch import Tensor
 
 from pqmim import encoder
-from pqmim.codec import Codec, EncodeOptions
-from pqmim.encoder import DEFAULT_EFFORT, MAX_EFFORT, Tune
-from pqmim.evaluation.evaluate import bd_rates
-from pqmim.evaluation.metrics import BdRate
+from pqmim.codec import Codec
+from pqmim.evaluation.bd_rate import BdRate
+from pqmim.evaluation.results import bd_rates
+from pqmim.options import DEFAULT_EFFORT, MAX_EFFORT, EncodeOptions, Tune
+from pqmim.quantizer import Latent, ProductQuantizer
 from pqmim.token_coding import Budget, RateDistortionChoice
-from pqmim.training.trainable_quantizer import TrainableQuantizer
 
 MAX_PERCENT = 1000.0
 """A larger BD-rate says nothing."""
 
-MakeChoice = Callable[[TrainableQuantizer, Tensor, Tensor, int, Budget | None], RateDistortionChoice]
+MakeChoice = Callable[[ProductQuantizer, Latent, NDArray[np.float32], int, Budget | None], RateDistortionChoice]
 """Arguments of `RateDistortionChoice`; no file here has a budget."""
 
 
 def nearest(
-    quantizer: TrainableQuantizer, z: Tensor, w: Tensor, level: int, budget: Budget | None
+    quantizer: ProductQuantizer, z: Latent, w: NDArray[np.float32], level: int, budget: Budget | None
 ) -> RateDistortionChoice:
     """Choose by distance alone."""
-    return RateDistortionChoice(quantizer, z, 0.0, level)
+    return RateDistortionChoice(quantizer, z, np.zeros_like(w), level)
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,9 @@ def choosing(choice: MakeChoice) -> AbstractContextManager[object]:
 
 def level_qualities(codec: Codec) -> list[float]:
     """One quality in the middle of each level, as far as it is in the range; lowest first."""
-    qualities = torch.linspace(0, 100, 401, dtype=torch.float64).tolist()
-    of_level: dict[int, list[float]] = {}
-    for quality in qualities:
-        of_level.setdefault(int(codec._tokenizer.quantizer.level(codec._w(quality))), []).append(quality)
+    networks, of_level = codec._networks, dict[int, list[float]]()
+    for quality in np.linspace(0, 100, 401).tolist():
+        of_level.setdefault(networks.quantizer.levels.level(networks.w(quality)), []).append(quality)
     return sorted(statistics.median_low(group) for group in of_level.values())
 
 

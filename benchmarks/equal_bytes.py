@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from panels import Panel, draw_sheet
+from PIL import Image
 
 import pqmim
 from pqmim.codec import Codec
-from pqmim.evaluation.metrics import psnr_rgb
+from pqmim.evaluation.pixel_metrics import psnr_rgb
 
 ROOT = Path(__file__).parents[1]
 CODECS: dict[str, dict[str, object]] = {
@@ -28,7 +29,7 @@ CODECS: dict[str, dict[str, object]] = {
     "AVIF": {"format": "AVIF", "speed": 4, "subsampling": "4:4:4"},
     "HEIC": {"format": "HEIF", "chroma": 444},
 }
-CAPTION, GAP = 44, 6
+CAPTION, GAP = 34, 6
 """Pixels above and between the panels."""
 
 
@@ -52,36 +53,34 @@ def save_as(image: Image.Image, options: dict[str, object], quality: int) -> byt
     return buffer.getvalue()
 
 
-Panel = tuple[str, int | None, Image.Image]
+Version = tuple[str, int | None, Image.Image]
 """Name, bytes of the file, picture."""
 
 
-def panels_of(image: Image.Image, data: bytes, codec: Codec, names: Sequence[str]) -> list[Panel]:
+def versions_of(image: Image.Image, data: bytes, codec: Codec, names: Sequence[str]) -> list[Version]:
     """The original, pqmim, and the others at no more bytes."""
-    panels: list[Panel] = [("original", None, image), ("pqmim", len(data), codec.decode(data))]
+    versions: list[Version] = [("original", None, image), ("pqmim", len(data), codec.decode(data))]
     for name in names:
         file = largest_within(lambda quality, name=name: save_as(image, CODECS[name], quality), len(data))
-        panels.append((name, len(file), Image.open(io.BytesIO(file)).convert("RGB")))
-    return panels
+        versions.append((name, len(file), Image.open(io.BytesIO(file)).convert("RGB")))
+    return versions
 
 
-def sheet_of(rows: Sequence[Sequence[Panel]], crop: Sequence[int]) -> Image.Image:
+def sheet_of(rows: Sequence[Sequence[Version]], crop: Sequence[int]) -> Image.Image:
     """A part of every panel, with bytes and PSNR of the whole picture above it; prints these too."""
     left, top, width, height = crop
-    sheet = Image.new("RGB", ((width + GAP) * len(rows[0]) - GAP, (height + CAPTION) * len(rows)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
-    for row, panels in enumerate(rows):
-        image = panels[0][2]
-        for column, (name, size, picture) in enumerate(panels):
-            x, y = column * (width + GAP), row * (height + CAPTION)
-            sheet.paste(picture.crop((left, top, left + width, top + height)), (x, y + CAPTION))
+    panels: list[list[Panel]] = []
+    for versions in rows:
+        image = versions[0][2]
+        panels.append([])
+        for name, size, picture in versions:
             text = name
             if size is not None:
                 psnr = psnr_rgb(np.asarray(image), np.asarray(picture))
                 text = f"{name}: {size:,} B, {psnr:.2f} dB"
                 print(f"{text}, {8 * size / (image.width * image.height):.3f} bpp")
-            draw.text((x + 4, y + 10), text, fill="black", font=font)
-    return sheet
+            panels[-1].append((text, picture.crop((left, top, left + width, top + height))))
+    return draw_sheet(panels, caption=CAPTION, font_size=20, gap=GAP)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = [codec.encode(image, target_bpp=bpp) for bpp in options.bpp]
     else:
         files = [codec.encode(image, quality=options.quality)]
-    sheet = sheet_of([panels_of(image, data, codec, options.codecs) for data in files], options.crop)
+    sheet = sheet_of([versions_of(image, data, codec, options.codecs) for data in files], options.crop)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.suffix == ".png":
         sheet.save(options.output, optimize=True)

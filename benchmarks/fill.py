@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,10 +23,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pqmim.codec import Codec, EncodeOptions, FillOptions
-from pqmim.evaluation.evaluate import PqmimCodec, find_images
-from pqmim.evaluation.metrics import ms_ssim_rgb, psnr_rgb
-from pqmim.fill import Fill
+from pqmim.codec import Codec
+from pqmim.evaluation.dataset import find_images
+from pqmim.evaluation.pixel_metrics import ms_ssim_rgb, psnr_rgb
+from pqmim.evaluation.pqmim_codec import PqmimCodec
+from pqmim.evaluation.results import write_bytes, write_json
+from pqmim.options import EncodeOptions, Fill, FillOptions
 
 QUALITIES = (30.0, 60.0)
 KEPT = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -68,7 +69,7 @@ def rows_of(codec: Codec, description: str, source: Path, record_file: Path) -> 
             return earlier
     with Image.open(source) as image:
         rows = measure(codec, image.convert("RGB"))
-    _write(record_file, json.dumps({**identity, "rows": rows}, indent=1) + "\n")
+    write_json(record_file, {**identity, "rows": rows})
     return rows
 
 
@@ -110,14 +111,6 @@ def markdown(summary: Sequence[Mapping[str, Any]], description: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _write(file: Path, content: str) -> None:
-    """Write through a temporary file, so that an interruption leaves no half of one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(content, "utf-8")
-    temporary.replace(file)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is not measured yet and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,8 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summary = means(rows)
     text = markdown(summary, f"Means over {len(images)} pictures; {description}")
     content = {"codec": description, "means": summary, "pictures": rows}
-    _write(options.output / "fill.json", json.dumps(content, indent=1) + "\n")
-    _write(options.output / "fill.md", text)
+    write_json(options.output / "fill.json", content)
+    write_bytes(options.output / "fill.md", text.encode())
     print(text)
 
 

@@ -4,7 +4,7 @@
 
 The photo of the repository is mirrored at its edges until it has the size asked for. Encoding and decoding
 run in a process of their own each, so that the peak of one does not hide that of the other; the peak is of
-the whole process, Python and torch included. Linux and macOS only (it needs the module `resource`).
+the whole process, Python and its libraries included. Linux and macOS only (it needs the module `resource`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def mirrored(photo: Image.Image, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.pad(pixels, [*missing, (0, 0)], mode="symmetric")[:height, :width])
 
 
-def measure(command: str, source: Path, target: Path, model: str, quality: float) -> dict[str, float]:
+def measure(
+    command: str, source: Path, target: Path, model: str, quality: float, threads: int | None
+) -> dict[str, float]:
     """Encode or decode one file in this process.
 
     Returns:
@@ -43,7 +45,7 @@ def measure(command: str, source: Path, target: Path, model: str, quality: float
     import pqmim
 
     start = time.perf_counter()
-    codec = pqmim.load_codec(model, device="cpu")
+    codec = pqmim.load_codec(model, device="cpu", threads=threads)
     loaded = time.perf_counter()
     if command == "encode":
         target.write_bytes(codec.encode(source, quality=quality))
@@ -58,10 +60,8 @@ def measure(command: str, source: Path, target: Path, model: str, quality: float
 
 def measure_in_child(options: argparse.Namespace, command: str, source: Path, target: Path) -> dict[str, float]:
     """Run `measure` in a process of its own."""
-    environment = dict(os.environ)
-    if options.threads:
-        environment["OMP_NUM_THREADS"] = str(options.threads)
-    arguments = [command, str(source), str(target), options.model, str(options.quality)]
+    arguments = [command, str(source), str(target), options.model, str(options.quality), str(options.threads)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as the command line has it
     child = subprocess.run(
         [sys.executable, __file__, "--child", *arguments], env=environment, stdout=subprocess.PIPE, check=True
     )
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--size", default="4000x3000", metavar="WxH", help="pixels [default: 4000x3000]")
     parser.add_argument("--model", default="small")
     parser.add_argument("--quality", type=float, default=50.0)
-    parser.add_argument("--threads", type=int, default=0, help="0 = as many as torch takes [default]")
+    parser.add_argument("--threads", type=int, default=0, help="0 = as many as the codec takes by itself [default]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
@@ -103,8 +103,10 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        name, source_name, target_name, model_name, quality_text = sys.argv[2:]
-        result = measure(name, Path(source_name), Path(target_name), model_name, float(quality_text))
+        name, source_name, target_name, model_name, quality_text, count = sys.argv[2:]
+        result = measure(
+            name, Path(source_name), Path(target_name), model_name, float(quality_text), int(count) or None
+        )
         print(json.dumps(result))
     else:
         main()

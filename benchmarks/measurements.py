@@ -15,8 +15,10 @@ import numpy as np
 
 from pqmim import __version__
 from pqmim.codec import load_codec
-from pqmim.evaluation.evaluate import Curve, find_images
-from pqmim.evaluation.metrics import Pixels, compute_metric
+from pqmim.evaluation.dataset import find_images
+from pqmim.evaluation.metrics import compute_metric
+from pqmim.evaluation.pixel_metrics import Pixels
+from pqmim.evaluation.results import Curve
 from pqmim.image_io import load_picture
 
 PSNR, MS_SSIM = "psnr-rgb", "ms-ssim-rgb"
@@ -74,6 +76,7 @@ class Bench:
 
     def __init__(self, model: str, output: Path, device: str) -> None:
         self.codec = load_codec(model, device=device)
+        self._clock = time.process_time if device == "cpu" else time.perf_counter
         output.mkdir(parents=True, exist_ok=True)
         self._file = output / "measurements.jsonl"
         self._maker = f"pqmim {__version__} {self.codec.model_id.hex()} {device}"
@@ -93,10 +96,9 @@ class Bench:
 
     def timed(self, function: Callable[[], Result]) -> tuple[Result, float]:
         """A result and the seconds that it took; on a CPU those of the process, which other work adds little to."""
-        clock = time.process_time if self.codec.device.type == "cpu" else time.perf_counter
-        start = clock()
+        start = self._clock()
         result = function()
-        return result, clock() - start
+        return result, self._clock() - start
 
     def decode(self, data: bytes) -> Pixels:
         """(H, W, 3) uint8; what is missing is filled as likely."""

@@ -19,9 +19,8 @@ from measurements import Bench, Photo, Row, make_parser, mean, number, read_phot
 from rich.progress import track
 
 from pqmim import bitstream
-from pqmim.codec import EncodeOptions
-from pqmim.encoder import Region
-from pqmim.evaluation.metrics import Pixels, psnr_rgb
+from pqmim.evaluation.pixel_metrics import Pixels, psnr_rgb
+from pqmim.options import EncodeOptions, Region
 
 
 def central_region(pixels: Pixels, weight: float) -> Region:

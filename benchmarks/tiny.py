@@ -23,7 +23,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import os
 import statistics
 import sys
 import time
@@ -35,14 +34,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from panels import Panel, draw_sheet
+from PIL import Image
 
-from pqmim.codec import EncodeOptions
-from pqmim.encoder import Tune
-from pqmim.evaluation.evaluate import PqmimCodec, find_images
-from pqmim.evaluation.metrics import METRICS, Pixels, compute_metric, metric_keys, missing_metric, ms_ssim_rgb, psnr_rgb
-from pqmim.evaluation.reference_codecs import ImageCodec, PillowCodec, reference_codec
+from pqmim.evaluation.dataset import find_images
+from pqmim.evaluation.image_codecs import ImageCodec, PillowCodec
+from pqmim.evaluation.metrics import METRICS, compute_metric, metric_keys, missing_metric
+from pqmim.evaluation.pixel_metrics import Pixels, ms_ssim_rgb, psnr_rgb
+from pqmim.evaluation.pqmim_codec import PqmimCodec
+from pqmim.evaluation.reference_codecs import reference_codec
+from pqmim.evaluation.results import write_bytes, write_json
+from pqmim.options import EncodeOptions, Tune
 
 BUDGETS = (100, 150, 200, 300, 500)
 """Bytes on disk."""
@@ -380,7 +382,7 @@ class Task:
         if rows is None:
             rows = self._measure()
         if self._add_metrics(rows) or is_new:
-            _write(self.record_file, json.dumps({**identity, "rows": rows}, indent=1) + "\n")
+            write_json(self.record_file, {**identity, "rows": rows})
         return rows
 
     def _measure(self) -> list[dict[str, Any]]:
@@ -407,7 +409,7 @@ class Task:
                 close = [file for file in fitting if psnr[file.data] >= best_psnr - PSNR_MARGIN]
                 chosen = max(close, key=lambda file: ms_ssim(file.data))
                 coded = self.coded_file(budget)
-                _write(coded, chosen.data)
+                write_bytes(coded, chosen.data)
                 row |= {"bytes": coded.stat().st_size, **chosen.details}
                 row |= {"ms-ssim-rgb": ms_ssim(chosen.data), "psnr-rgb": psnr[chosen.data], BEST_PSNR: best_psnr}
             rows.append(row)
@@ -489,12 +491,10 @@ def strip(tasks: Sequence[Task], descriptions: Mapping[str, str], output: Path) 
     names = list(dict.fromkeys(image for _, image in by_key))
     chosen = [name for name in names if Path(name).stem in STRIP_IMAGES] or names[: len(STRIP_IMAGES)]
     columns = [name for name in STRIP_CODECS if (name, chosen[0]) in by_key]
-    gap, caption = 6, 24
-    font = ImageFont.load_default(size=15)
-    sheets: list[Image.Image] = []
+    rows: list[list[Panel]] = []
     for name in chosen:
         original = by_key[columns[0], name].original()
-        panels: list[tuple[str, Image.Image]] = [(f"original {original.width} x {original.height}", original)]
+        panels: list[Panel] = [(f"original {original.width} x {original.height}", original)]
         for codec in columns:
             task = by_key[codec, name]
             budget = None if None in task.contender.budgets else STRIP_BUDGET
@@ -506,18 +506,9 @@ def strip(tasks: Sequence[Task], descriptions: Mapping[str, str], output: Path) 
             label = f"{task.contender.label}: {len(data)} bytes, {row['ms-ssim-rgb']:.3f}"
             panels.append((label, task.contender.decode(data, original.size).convert("RGB")))
         height = round(STRIP_WIDTH * original.height / original.width)
-        sheet = Image.new("RGB", ((STRIP_WIDTH + gap) * len(panels) - gap, height + caption), "white")
-        draw = ImageDraw.Draw(sheet)
-        for index, (label, picture) in enumerate(panels):
-            x = index * (STRIP_WIDTH + gap)
-            sheet.paste(picture.resize((STRIP_WIDTH, height), Image.Resampling.LANCZOS), (x, caption))
-            draw.text((x + 2, 3), label, fill="black", font=font)
-        sheets.append(sheet)
-    montage = Image.new("RGB", (sheets[0].width, sum(sheet.height + gap for sheet in sheets) - gap), "white")
-    top = 0
-    for sheet in sheets:
-        montage.paste(sheet, (0, top))
-        top += sheet.height + gap
+        size = (STRIP_WIDTH, height)
+        rows.append([(label, picture.resize(size, Image.Resampling.LANCZOS)) for label, picture in panels])
+    montage = draw_sheet(rows, caption=24, font_size=15, gap=6)
     output.parent.mkdir(parents=True, exist_ok=True)
     for quality in range(92, 40, -4):
         montage.save(output, quality=quality, optimize=True)
@@ -530,14 +521,15 @@ def measure_speed(task: Task, threads: Sequence[int]) -> list[dict[str, Any]]:
     """Seconds to decode a picture's file of 200 bytes, the median of repeats, for some numbers of threads."""
     size, data = task.original().size, task.coded_file(STRIP_BUDGET).read_bytes()
     rows: list[dict[str, Any]] = []
-    before = torch.get_num_threads()
     for count in threads:
-        torch.set_num_threads(count)
-        task.contender.decode(data, size)  # the first one loads the model
+        contender = task.contender
+        if isinstance(contender, Pqmim):  # the others have one thread
+            contender = replace(contender, codec=replace(contender.codec, threads=count))
+        contender.decode(data, size)  # the first one loads the model
         seconds: list[float] = []
         for _ in range(SPEED_REPEATS):
             start = time.perf_counter()
-            task.contender.decode(data, size)
+            contender.decode(data, size)
             seconds.append(time.perf_counter() - start)
         rows.append(
             {
@@ -550,7 +542,6 @@ def measure_speed(task: Task, threads: Sequence[int]) -> list[dict[str, Any]]:
                 "slowest": max(seconds),
             }
         )
-    torch.set_num_threads(before)
     return rows
 
 
@@ -569,14 +560,6 @@ def speed_markdown(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str])
         times = " | ".join(f"{row[key]:.4f}" for key in ("seconds", "fastest", "slowest"))
         lines.append(f"| {labels[row['codec']]} | {row['image']} | {row['bytes']} | {row['threads']} | {times} |")
     return "\n".join(lines) + "\n"
-
-
-def _write(file: Path, content: bytes | str) -> None:
-    """Write through a temporary file, so that an interruption leaves no half of one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
-    temporary.replace(file)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -628,8 +611,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content = {"codecs": descriptions, "missing": missing, "means": summary, "pictures": rows}
     # A part of the views has a report of its own: the other part may be running.
     stem = "tiny" if set(options.views) == set(VIEWS) else f"tiny-{options.views[0]}"
-    _write(options.output / f"{stem}.json", json.dumps(content, indent=1) + "\n")
-    _write(options.output / f"{stem}.md", text)
+    write_json(options.output / f"{stem}.json", content)
+    write_bytes(options.output / f"{stem}.md", text.encode())
     print(text)
 
     if options.strip is not None:
@@ -639,8 +622,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timed = [task for task in first if task.contender.name in ("pqmim", "webp")]
         times = [row for task in timed for row in measure_speed(task, options.threads)]
         text = speed_markdown(times, labels)
-        _write(options.output / "speed.json", json.dumps({"codecs": descriptions, "times": times}, indent=1) + "\n")
-        _write(options.output / "speed.md", text)
+        write_json(options.output / "speed.json", {"codecs": descriptions, "times": times})
+        write_bytes(options.output / "speed.md", text.encode())
         print(text)
 
 

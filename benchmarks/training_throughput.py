@@ -1,11 +1,12 @@
-"""Training throughput: crops/s of each stage of a pair of recipes, and the share of this device's bf16 peak.
+"""Training throughput: crops/s of each stage of a pair of recipes, and the share of this device's peak.
 
     python benchmarks/training_throughput.py [--recipes recipes/small] [--data PHOTOS] [--steps 20] [--set A.B=C] \
         [--json FILE]
 
 Trains every stage for a few steps, through the same loop as `pqmim train`, in a folder that is removed at the end, and
 reads the speed of the second half of the steps from its log. Without --data the photos are noise, which takes as long.
-On a CPU the peak is that of a large bf16 matrix product, measured at the start with the same number of threads.
+On a CPU the peak is that of a large matrix product in the type that training uses, measured at the start with the same
+number of threads.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pqmim.codec import resolve_device
-from pqmim.config import EntropyTraining, TokenizerConfig, TokenizerTraining, load_config
+from pqmim.config import TokenizerConfig
 from pqmim.training import train_entropy_model, train_tokenizer
+from pqmim.training.distributed import resolve_device
 from pqmim.training.entropy_model import EntropyModel
-from pqmim.training.throughput import matmul_rate, peak_rate
+from pqmim.training.recipes import EntropyTraining, TokenizerTraining, load_config
+from pqmim.training.throughput import is_bf16_faster, matmul_rate, peak_rate
 from pqmim.training.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,19 +103,23 @@ def main() -> None:
         values = {**last_values(folder / "tokenizer" / "log.csv"), **last_values(folder / "entropy" / "log.csv")}
 
     device = resolve_device(tokenizer.run.device)
+    bf16 = tokenizer.run.bf16
+    dtype = torch.bfloat16 if (is_bf16_faster(device) if bf16 == "auto" else bf16) else torch.float32
     model = Tokenizer(tokenizer.model)
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "peak": peak_rate(device),
-        "matmul_rate": matmul_rate(device),
+        "peak": peak_rate(device, dtype),
+        "dtype": str(dtype).removeprefix("torch."),
+        "matmul_rate": matmul_rate(device, dtype),
         "kilo_macs_per_pixel": kilo_macs_per_pixel(tokenizer.model),
         "transform_parameters": parameters(model.analysis) + parameters(model.synthesis),
         "entropy_parameters": parameters(EntropyModel.for_quantizer(entropy.model, model.quantizer)),
         "stages": {},
     }
-    print(f"{report['device']}, {report['threads']} threads, bf16 peak {report['peak'] / 1e12:.3f} TFLOP/s", end=", ")
+    print(f"{report['device']}, {report['threads']} threads, {report['dtype']} peak", end=" ")
+    print(f"{report['peak'] / 1e12:.3f} TFLOP/s", end=", ")
     print(f"matrix product at {report['matmul_rate'] / 1e12:.3f} TFLOP/s")
     print(f"transforms {report['kilo_macs_per_pixel']:.1f} kMAC per pixel", end=", ")
     print(f"{report['transform_parameters']:,} parameters; entropy model {report['entropy_parameters']:,} parameters")

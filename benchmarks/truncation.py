@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 from measurements import MS_SSIM, PSNR, Bench, Photo, Row, curve, make_parser, mean, number, read_photos, table, write
-from PIL import Image, ImageDraw, ImageFont
+from panels import Panel, draw_sheet
+from PIL import Image
 from rich.progress import track
 
 from pqmim import bitstream
-from pqmim.evaluation.evaluate import bd_rates
-from pqmim.evaluation.metrics import psnr_rgb
+from pqmim.evaluation.pixel_metrics import psnr_rgb
+from pqmim.evaluation.results import bd_rates
 from pqmim.image_io import load_picture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,7 +109,7 @@ def report(rows: dict[float, list[Row]], shares: Sequence[float]) -> str:
 
 
 def write_strip(bench: Bench, image: Path, quality: float, output: Path) -> None:
-    """Draw one image at several shares of a file, with bytes, rate and PSNR (of the full size) below."""
+    """Draw one image at several shares of a file, with bytes, rate and PSNR (of the full size) above."""
     original = load_picture(image).rgb
     whole = bench.codec.encode(original, quality=quality)
     panels = []
@@ -126,15 +127,11 @@ def write_strip(bench: Bench, image: Path, quality: float, output: Path) -> None
     print(f"{output}: {len(data):,} bytes, panels {width} pixels wide")
 
 
-def _drawn(panels: Sequence[tuple[str, Image.Image]], width: int, suffix: str) -> bytes:
+def _drawn(panels: Sequence[Panel], width: int, suffix: str) -> bytes:
     """The strip as a file, each panel `width` pixels wide."""
     height = max(1, round(width * panels[0][1].height / panels[0][1].width))
-    sheet = Image.new("RGB", ((width + GAP) * len(panels) - GAP, height + CAPTION), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
-    for index, (caption, picture) in enumerate(panels):
-        x = index * (width + GAP)
-        sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (x, 0))
-        draw.multiline_text((x + 3, height + 3), caption, fill="black", font=font, spacing=3)
+    row = [(caption, picture.resize((width, height), Image.Resampling.LANCZOS)) for caption, picture in panels]
+    sheet = draw_sheet([row], caption=CAPTION, font_size=14, gap=GAP)
     buffer = io.BytesIO()
     sheet.save(buffer, format=Image.registered_extensions()[suffix.lower()], optimize=True)
     return buffer.getvalue()

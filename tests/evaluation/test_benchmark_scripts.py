@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import synthetic_photo
+from pictures import synthetic_photo
 from PIL import Image
 
 from pqmim.range_coding import TokenReader
 from pqmim.schedule import Schedule
+from pqmim.token_coding import RateDistortionChoice
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
@@ -161,15 +161,21 @@ def test_inside_and_outside(monkeypatch: pytest.MonkeyPatch):
 def test_performance(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Every part that the tables name is found and timed."""
     script = load("performance", monkeypatch)
-    monkeypatch.setattr("pqmim.range_coding.TokenReader.code", TokenReader.code)  # the script wraps it for good
-    threads = torch.get_num_threads()
+    for owner, name in ((TokenReader, "code"), (RateDistortionChoice, "__call__")):  # the script wraps them for good
+        monkeypatch.setattr(owner, name, getattr(owner, name))
     script.main(["--model", str(tiny_model), "--megapixels", "0.02", "--threads", "1", "--repeats", "1"])
-    torch.set_num_threads(threads)
-    table = capsys.readouterr().out.splitlines()[:4]
-    header, _, encode, decode = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    parts, kernels = capsys.readouterr().out.split("\n\n")
+    header, _, encode, decode = [[cell.strip() for cell in line.split("|")[1:-1]] for line in parts.splitlines()]
     empty = {name for name, cell in zip(header, encode, strict=True) if cell == "-"}
     assert empty == {"range coder", "synthesis"}
-    assert {name for name, cell in zip(header, decode, strict=True) if cell == "-"} == {"analysis", "correction"}
+    assert {name for name, cell in zip(header, decode, strict=True) if cell == "-"} == {
+        "analysis",
+        "correction",
+        "choice",
+    }
+    names, _, seconds = kernels.splitlines()
+    assert "numpy, s" in names
+    assert seconds.count("|") == names.count("|")
 
 
 def test_equal_bytes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -181,13 +187,14 @@ def test_equal_bytes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     crop = ["--crop", "0", "0", "80", "64"]
     script.main(["--image", str(photo), "-m", str(tiny_model), "--bpp", "0.2", "9", *crop, "-o", str(output)])
     with Image.open(output) as sheet:
-        assert sheet.size == (5 * 80 + 4 * script.GAP, 2 * (64 + script.CAPTION))
+        assert sheet.size == (5 * 80 + 4 * script.GAP, 2 * (64 + script.CAPTION) + script.GAP)
     sizes = {quality: 10 * quality for quality in range(1, 96)}
     assert len(script.largest_within(lambda quality: bytes(sizes[quality]), 305)) == 300
     assert len(script.largest_within(lambda quality: bytes(sizes[quality]), 5)) == 10
 
 
 def test_design_rows(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("torch")
     script = load("design_rows", monkeypatch)
     small = [
         "data.crop=64",
@@ -210,6 +217,7 @@ def test_design_rows(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_design_rows_schedules_code_every_token_once(monkeypatch: pytest.MonkeyPatch):
+    torch = pytest.importorskip("torch")
     script = load("design_rows", monkeypatch)
     num_subquantizers = 7
     for order_of, patterns in script.SCHEDULES.values():

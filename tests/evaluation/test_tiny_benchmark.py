@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from conftest import synthetic_photo
+from pictures import synthetic_photo
 from PIL import Image
 
 pytest.importorskip("pytorch_msssim")
@@ -17,20 +16,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("the benchmarks are in the repository only", allow_module_level=True)
 
-
-def load(name: str) -> ModuleType:
-    """Import a script of the folder `benchmarks`, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = load("tiny")
-fill = load("fill")
+sys.path.insert(0, str(BENCHMARKS))  # the scripts import each other
+tiny, fill = importlib.import_module("tiny"), importlib.import_module("fill")
 
 
 @pytest.fixture
