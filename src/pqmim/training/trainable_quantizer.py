@@ -11,10 +11,7 @@ where w (squared latent units per bit) sets the rate (Chou, Lookabaugh and Gray 
 quantization"; Jegou, Douze and Schmid 2011, "Product quantization for nearest neighbor search").
 
 w may have any value, but codewords that are right for one w are too dense or too sparse for another. So there is a set
-of codebooks for each of a few *levels*, trade-offs spread over the range of rates. At the same w the codebooks of
-neighboring levels differ in rate by a factor of about 1.5. For sizes to change smoothly with the trade-off that is
-asked for, each level applies a wider range of w than it is asked for: coarser than asked towards the next level, which
-begins finer than asked, where both give about the same rate.
+of codebooks for each of a few *levels*, trade-offs spread over the range of rates (`pqmim.levels`).
 """
 
 from __future__ import annotations
@@ -25,13 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from pqmim.config import NUM_LEVELS
+from pqmim.levels import LEVEL_END, LEVEL_START
 
 LOG2 = math.log(2.0)
-LEVEL_END = (1.0, 2.7, 2.7, 2.7, 2.7)
-"""Coarsest w that a level applies, in multiples of the w that it was made for, where the next level takes over. The
-finest level ends early: its codewords are too few for it to gain much. Chosen on the validation photos."""
-LEVEL_START = (0.2, 0.53, 0.53, 0.53, 0.53)
-"""Finest w that the next level applies there, in multiples of its own."""
 
 
 class FactorizedDensity(nn.Module):
