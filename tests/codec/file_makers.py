@@ -192,7 +192,7 @@ def box(kind: bytes, *contents: bytes) -> bytes:
 
 
 def with_property(avif: bytes, content: bytes) -> bytes:
-    """An AVIF or HEIF file of one item with one more property, a whole box, that belongs to the item."""
+    """An AVIF or HEIF file of one item with one more property, a whole box, that is essential to the item."""
     at = avif.index(b"ipco") - 4
     old_size = int.from_bytes(avif[at : at + 4], "big")
     number = 1
@@ -205,7 +205,8 @@ def with_property(avif: bytes, content: bytes) -> bytes:
     count_at = association + 8 + 4 + 4 + 2
     assert data[association + 12 : association + 16] == b"\0\0\0\1"
     end = count_at + 1 + data[count_at]
-    data = data[:count_at] + bytes([data[count_at] + 1]) + data[count_at + 1 : end] + bytes([number]) + data[end:]
+    numbers = data[count_at + 1 : end] + bytes([0x80 | number])
+    data = data[:count_at] + bytes([data[count_at] + 1]) + numbers + data[end:]
     growth = len(content) + 1
     for kind, grown in ((b"ipma", 1), (b"ipco", len(content)), (b"iprp", growth), (b"meta", growth)):
         start = data.index(kind) - 4

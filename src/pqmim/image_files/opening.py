@@ -98,13 +98,14 @@ def open_with_pillow(data: bytes, formats: tuple[str, ...] = ()) -> ImageFile.Im
     complaint = ""
     for name in formats or Image.ID:
         factory, accept = Image.OPEN[name]
-        is_likely = accept is not None and len(data) >= 16 and accept(data[:16]) is True
-        if not (is_likely or accept is None):
-            continue
+        is_claimed = False
         try:
+            if accept is not None and accept(data[:16]) is not True:
+                continue
+            is_claimed = accept is not None
             image = _opened(factory, data)
         except (SyntaxError, IndexError, TypeError, struct.error) as error:  # Pillow's ways to say: not this format
-            if is_likely:
+            if is_claimed:
                 complaint = complaint or one_line(error)
             continue
         if isinstance(image, TiffImagePlugin.TiffImageFile):
