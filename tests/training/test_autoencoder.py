@@ -1,11 +1,14 @@
 """Transforms: a DCT to start from, a receptive field within the margin, any size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pqmim.config import AutoencoderConfig
-from pqmim.training.autoencoder import STRIDE, Analysis, Synthesis, block_dct_basis
+from pqmim.config import STRIDE, AutoencoderConfig
+from pqmim.training.autoencoder import Analysis, Synthesis, block_dct_basis, grow
 
 CONFIGS = [
     AutoencoderConfig(latent_channels=12, channels=(8, 8, 16), blocks=(1, 0, 1)),
@@ -123,3 +126,33 @@ def test_autocast_leaves_the_linear_path_in_full_precision() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(analysis(x), z)
             assert synthesis(z).dtype == torch.float32
+
+
+def test_a_larger_latent_begins_with_the_next_functions_of_the_block_transform() -> None:
+    torch.manual_seed(0)
+    small = AutoencoderConfig(latent_channels=12, channels=(8, 8, 8), blocks=(1, 0, 1))
+    large = replace(small, latent_channels=20, channels=(8, 12, 8), blocks=(1, 1, 1))
+    x, added = torch.rand(1, 3, 48, 64), block_dct_basis(20)[12:]
+    with torch.no_grad():
+        earlier, analysis = Analysis(small), Analysis(large)
+        for parameter in earlier.parameters():
+            parameter.normal_(std=0.1)
+        grow(analysis, earlier)
+        z = analysis(x)
+        assert torch.allclose(z[:, :12], earlier(x), atol=1e-4)
+        blocks = F.pixel_unshuffle(x - 0.5, STRIDE)
+        expected = torch.einsum("dc,bchw->bdhw", added * (255 / small.latent_unit), blocks)
+        assert torch.allclose(z[:, 12:], expected, atol=1e-3)
+
+        before, synthesis = Synthesis(small), Synthesis(large)
+        for parameter in before.parameters():
+            parameter.normal_(std=0.1)
+        grow(synthesis, before)
+        without = before(z[:, :12])
+        assert torch.allclose(synthesis(torch.cat([z[:, :12], torch.zeros_like(z[:, 12:])], 1)), without, atol=1e-4)
+        more = torch.einsum("dc,bdhw->bchw", added * (small.latent_unit / 255), z[:, 12:])
+        assert torch.allclose(synthesis(z) - without, F.pixel_shuffle(more, STRIDE), atol=1e-3)
+        with pytest.raises(ValueError, match="fewer latent channels"):
+            grow(Analysis(small), analysis)
+        with pytest.raises(ValueError, match="fewer latent channels"):
+            grow(Synthesis(small), synthesis)

@@ -255,7 +255,7 @@ def test_a_larger_model_begins_as_the_same_function(
         ({"blocks": (1, 1, 0)}, "fewer blocks"),
         ({"synthesis_blocks": (0, 2, 3)}, "fewer blocks"),
         ({"channels": (4, 16, 16)}, "fewer channels"),
-        ({"latent_channels": 8}, "another latent"),
+        ({"latent_channels": 8}, "fewer latent channels"),
         ({"latent_unit": 10.0}, "another latent"),
     ],
 )
@@ -270,6 +270,21 @@ def test_training_on_needs_sizes_that_fit(
     other = replace(config.model, quantizer=quantizer)
     with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: the quantizer"):
         train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
+
+
+def test_a_larger_latent_gets_codebooks_of_its_own(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    config = tokenizer_config(photos, tmp_path / "run")
+    larger = replace(config.model, autoencoder=replace(config.model.autoencoder, latent_channels=16))
+    none = config.transform.model_copy(update={"steps": 0})
+    changes = {"start_from": tokenizer_file, "model": larger, "transform": none, "joint": none, "finetune": none}
+    kept = config.codebooks.model_copy(update={"iterations": 0})
+    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: a larger latent needs codebooks"):
+        train_tokenizer.train(config.model_copy(update={**changes, "codebooks": kept}))
+    grown, _ = load_tokenizer(train_tokenizer.train(config.model_copy(update=changes), resume="auto"))
+    (earlier, _), x = load_tokenizer(tokenizer_file), torch.rand(1, 3, 64, 80)
+    assert grown.quantizer.num_channels == 16
+    assert (grown.quantizer.order >= 12).any()  # the new channels are coded
+    assert torch.allclose(grown.analysis(x)[:, :12], earlier.analysis(x), atol=1e-3)
 
 
 def test_interrupted_tokenizer_training_leaves_no_trace(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:

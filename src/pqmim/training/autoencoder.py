@@ -147,12 +147,20 @@ def grow(transform: Analysis | Synthesis, earlier: Analysis | Synthesis) -> None
     New channels are computed, but no old one reads them yet, and new blocks add nothing yet; gradients reach these
     zeros at once. Source: Chen, Goodfellow and Shlens 2016, "Net2Net", arXiv:1511.05641; differs: zeros for copies.
 
+    New channels of the latent hold the next functions of the block transform, which the linear paths see already.
+
+    Args:
+        transform: as it is made.
+
     Raises:
-        ValueError: the earlier transform is wider or deeper, or has another latent.
+        ValueError: the earlier transform is wider or deeper, or has a latent of another unit.
     """
-    if transform.linear.shape != earlier.linear.shape or transform.linear_gain != earlier.linear_gain:
+    if transform.linear_gain != earlier.linear_gain:
         raise ValueError("another latent")
-    transform.linear.copy_(earlier.linear)
+    rows, columns = earlier.linear.shape
+    if rows > transform.linear.shape[0] or columns > transform.linear.shape[1]:
+        raise ValueError("fewer latent channels")
+    transform.linear[:rows, :columns] = earlier.linear
     (layers, blocks), (layers_before, blocks_before) = _layers_and_blocks(transform), _layers_and_blocks(earlier)
     if any(len(before) > len(new) for new, before in zip(blocks, blocks_before, strict=True)):
         raise ValueError("fewer blocks")

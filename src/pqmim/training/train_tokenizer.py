@@ -15,9 +15,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from pqmim.config import NUM_LEVELS, STRIDE
@@ -28,6 +26,7 @@ from pqmim.training.data import STAGE_STEPS, Sampler
 from pqmim.training.losses import mean_psnr, mean_squared_error, straight_through
 from pqmim.training.recipes import TokenizerTraining
 from pqmim.training.tokenizer import Tokenizer
+from pqmim.training.tokenizer_validation import save_sample_pictures, validate_tokenizer
 from pqmim.training.trainable_quantizer import (
     LOG2,
     FactorizedDensity,
@@ -114,10 +113,12 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     tokenizer, earlier = Tokenizer(config.model), None
     if config.start_from is not None:
         earlier = take_over_transforms(tokenizer, config.start_from)
+        if earlier is None and config.codebooks.iterations == 0:
+            raise ConfigError(f"{config.start_from}: start_from: a larger latent needs codebooks.iterations above 0")
     tokenizer = tokenizer.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     transform = TransformStage(tokenizer).to(run.device)
-    if earlier is not None and run.resumed is None and config.transform.steps:
+    if config.start_from is not None and run.resumed is None and (earlier is None or config.transform.steps):
         density = run.workers.from_main(lambda: fit_density(config, transform, sampler, run).cpu())
         transform.density.load_state_dict(density.state_dict())
     if not run.is_done("transform"):
@@ -283,21 +284,26 @@ def fit_codebooks(
     return quantizer.to(run.device)
 
 
-def take_over_transforms(tokenizer: Tokenizer, path: Path) -> TrainableQuantizer:
-    """Start from the transforms of an earlier run, grown to the sizes of this one; returns its quantizer.
+def take_over_transforms(tokenizer: Tokenizer, path: Path) -> TrainableQuantizer | None:
+    """Start from the transforms of an earlier run, grown to the sizes of this one.
+
+    Returns:
+        Its quantizer; None if this latent has more channels, which need codebooks of their own.
 
     Raises:
         ConfigError: another quantizer, or larger transforms.
         ModelError: missing or damaged file.
     """
     earlier, _ = load_tokenizer(path)
-    if earlier.config.quantizer != tokenizer.config.quantizer:
-        raise ConfigError(f"{path}: start_from: the quantizer of this tokenizer is not that of the recipe")
     try:
         grow(tokenizer.analysis, earlier.analysis)
         grow(tokenizer.synthesis, earlier.synthesis)
     except ValueError as error:
         raise ConfigError(f"{path}: start_from: the recipe's transforms have {error} than this tokenizer") from error
+    if tokenizer.quantizer.num_channels > earlier.quantizer.num_channels:
+        return None
+    if earlier.config.quantizer != tokenizer.config.quantizer:
+        raise ConfigError(f"{path}: start_from: the quantizer of this tokenizer is not that of the recipe")
     return earlier.quantizer
 
 
@@ -360,7 +366,8 @@ def train_quantized(
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, Tokenizer)
-        save_sample_pictures(run.config.output / "samples", averaged, held_out[:4], step, unit, config)
+        w = float(w_of_lambda(math.sqrt(config.rate.lambda_min * config.rate.lambda_max), unit))
+        save_sample_pictures(run.config.output / "samples", averaged, held_out[:4], step, w)
         return validate_tokenizer(averaged, held_out, run)
 
     networks = [tokenizer.analysis, tokenizer.synthesis] if joint else [tokenizer.synthesis]
@@ -383,43 +390,3 @@ def train_quantized(
         done=before,
         compiled=[tokenizer.analysis, tokenizer.synthesis],
     )
-
-
-@torch.no_grad()
-def validate_tokenizer(tokenizer: Tokenizer, held_out: Tensor, run: TrainingRun) -> dict[str, float]:
-    """bpp under the static prior and PSNR at three trade-offs, and what the codebooks are used for."""
-    low, high = tokenizer.quantizer.w_range()
-    row: dict[str, float] = {}
-    for w in (low, math.sqrt(low * high), high):
-        level = tokenizer.quantizer.level(w)
-        prior = tokenizer.quantizer.prior_bits()[level]
-        rates, errors, used = [], [], torch.zeros_like(prior)
-        for x in held_out.split(8):
-            with run.autocast():
-                tokens = tokenizer.encode(x, w)
-                x_hat = tokenizer.decode(tokens, level.expand(len(x)))
-            flat = tokens.transpose(0, 1).flatten(1)  # (M, n)
-            rates.append(float(prior.gather(1, flat).sum()) / (len(x) * x.shape[2] * x.shape[3]))
-            used.scatter_add_(1, flat, torch.ones_like(flat, dtype=used.dtype))
-            errors.append(mean_squared_error(x_hat.clamp(0, 1), x))
-        share = used / used.sum(1, keepdim=True)
-        perplexity = torch.exp2(-(share * share.clamp_min(1e-12).log2()).sum(1))
-        row[f"bpp@{w:.4g}"] = float(np.mean(rates))
-        row[f"psnr@{w:.4g}"] = mean_psnr(torch.cat(errors))
-        row[f"perplexity@{w:.4g}"] = float(perplexity.mean())
-        row[f"usage@{w:.4g}"] = float((used > 0).float().mean())
-    return row
-
-
-@torch.no_grad()
-def save_sample_pictures(
-    folder: Path, tokenizer: Tokenizer, x: Tensor, step: int, unit: float, config: TokenizerTraining
-) -> None:
-    """Write a sheet, originals above reconstructions at the geometric mean of the trade-offs."""
-    lam = math.sqrt(config.rate.lambda_min * config.rate.lambda_max)
-    w = w_of_lambda(lam, unit)
-    x_hat = tokenizer.decode(tokenizer.encode(x, w), tokenizer.quantizer.level(w).expand(len(x))).clamp(0, 1)
-    rows = [torch.cat(list(batch), dim=2) for batch in (x, x_hat)]
-    sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    folder.mkdir(exist_ok=True)
-    Image.fromarray(sheet).save(folder / f"step{step:06d}.png")
