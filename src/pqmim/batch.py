@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pqmim.errors import OutputError
-from pqmim.files import Stream, check_target, identities, write
+from pqmim.files import Place, Stream, check_target, identities, write
 from pqmim.jobs import Job
 from pqmim.reporting import Failure, Reporter
 
@@ -125,26 +125,39 @@ def _outcomes(
     if min(num_workers, len(jobs)) > 1:
         from pqmim.workers import run_in_workers
 
-        yield from run_in_workers(jobs, convert, check, min(num_workers, len(jobs)))
+        yield from run_in_workers(jobs, convert, check.refused, min(num_workers, len(jobs)))
         return
     for job in jobs:
-        yield job, check(job) or run_job(job, convert, reporter.detail)
+        yield job, check.refused(job) or run_job(job, convert, reporter.detail)
 
 
 class OutputCheck:
-    """Says what is wrong with the output of a job before its input is read; None if nothing is."""
+    """Finds out what is wrong with an output before anything is made for it.
+
+    Args:
+        jobs: whose sources must not be overwritten.
+    """
 
     def __init__(self, jobs: Iterable[Job], handling: Handling) -> None:
         self._force = handling.force
         sources = (job.source for job in jobs if isinstance(job.source, Path))
         self._inputs = set().union(*map(identities, (*sources, *handling.inputs)))
 
-    def __call__(self, job: Job) -> Outcome | None:
+    def require(self, target: Place) -> None:
+        """Nothing is wrong with an output.
+
+        Raises:
+            OutputError: it is an input, or what `check_target` finds.
+        """
+        if isinstance(target, Path) and identities(target) & self._inputs:
+            raise OutputError(f"{target} is an input and is not overwritten")
+        check_target(target, force=self._force)
+
+    def refused(self, job: Job) -> Outcome | None:
+        """What comes of a job whose output cannot be written; None if it can."""
         try:
-            if isinstance(job.target, Path) and identities(job.target) & self._inputs:
-                raise OutputError(f"{job.target} is an input and is not overwritten")
             if job.target is not None:
-                check_target(job.target, force=self._force)
+                self.require(job.target)
         except OutputError as error:
             return Outcome(failure=Failure.of(error))
         return None

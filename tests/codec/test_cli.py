@@ -10,6 +10,7 @@ import pytest
 from cli_tools import ONE_LINE_ERROR, Pqmim, files_below, photo, run_child
 from PIL import Image
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from pqmim._version import __version__
 from pqmim.bitstream import parse
@@ -29,6 +30,24 @@ def test_threads_do_not_spin_unless_the_user_says_so(chosen: str | None, monkeyp
         main()
     assert os.environ["OMP_WAIT_POLICY"] == (chosen or "passive")
     assert os.environ["GOMP_SPINCOUNT"] == (chosen or "0")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "command", "expected"),
+    [
+        (None, ["models"], "1"),
+        ("7", ["models"], "7"),
+        (None, ["train", "tokenizer", "-c", "missing.yaml"], None),
+    ],
+)
+def test_products_of_numpy_have_no_threads_of_their_own_but_in_training(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, command: list[str], expected: str | None
+) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    CliRunner().invoke(app, command)
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == expected
 
 
 def test_other_files_are_done_after_one_has_failed(pqmim: Pqmim) -> None:
@@ -107,6 +126,10 @@ def test_errors_are_one_line(pqmim: Pqmim, arguments: tuple[str, ...], cause: st
         ("inpaint", "a.png", "-o", "b.png", "--mask", "b.png"),
         ("gallery", "a.png", "-o", "a.html", "--keeps", "1,2"),
         ("gallery", "a.png", "-o", "a.html", "--keeps", "all"),
+        ("eval", ".", "-o", "./"),
+        ("encode", "a.png", "--threads", "0"),
+        ("encode", "a.png", "-j", "0"),
+        ("decode", "a.pqm", "-j", "2", "--progress-dir", "steps"),
         ("encode", "a.png", "--no-such-option"),
         ("encode", "a.png", "b.png", "-o", "-"),
         ("encode", "a.png", "b.png", "-o", "a.png"),

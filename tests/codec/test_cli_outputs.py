@@ -1,11 +1,12 @@
 """Where outputs go: names, folders, streams; what is never overwritten; what is there or not there after a failure."""
 
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
-from cli_tools import RESULT_LINE, Pqmim, files_below, photo
+from cli_tools import ONE_LINE_ERROR, RESULT_LINE, Pqmim, files_below, photo
 
 from pqmim import files
 from pqmim.bitstream import parse
@@ -121,3 +122,104 @@ def test_failed_writing_leaves_nothing_behind(pqmim: Pqmim, monkeypatch: pytest.
     result = pqmim("encode", "a.png")
     assert (result.exit_code, result.stderr) == (1, "pqmim: a.png: a.pqm: No space left on device\n")
     assert files_below(".") == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("command", "precious"),
+    [
+        (("gallery", "img/page.html", "-o", "img/page.html", "--keeps", "1", "-f"), "img/page.html"),
+        (("gallery", "img/p.png", "-o", "other", "--keeps", "1", "-f"), "img/p.png"),
+        (("inpaint", "img/p.png", "--mask", "mask/p.png", "-o", "mask/", "-f"), "mask/p.png"),
+        (("inpaint", "img/p.png", "--mask", "mask/p.png", "-o", "mask", "-f"), "mask/p.png"),
+        (("inpaint", "img/p.png", "--mask", "mask/p.png", "-o", "hard.png", "-f"), "mask/p.png"),
+        (("inpaint", "img/p.png", "--mask", "mask/p.png", "-o", "img/", "-f"), "img/p.png"),
+        (("encode", "img/p.png", "-o", "other", "-f"), "img/p.png"),
+        (("encode", "mask/p.png", "-f"), "mask/p.png"),
+        (("encode", "img/p.png", "-m", "run", "-o", "run/model", "-f"), "run/model.safetensors"),
+        (("generate", "--size", "16x16", "-m", "run", "-o", "out", "-f"), "run/model.safetensors"),
+        (("decode", "a.pqm", "--progress-dir", "steps", "-o", "b.png", "-f"), "a.pqm"),
+    ],
+)
+def test_no_command_overwrites_what_it_reads(
+    pqmim: Pqmim, tiny_model: Path, command: tuple[str, ...], precious: str
+) -> None:
+    photo("img/p.png", (96, 64))
+    photo("mask/p.png", (96, 64))
+    assert pqmim("encode", "img/p.png", "-o", "a.pqm").exit_code == 0
+    Path("img/page.html").write_bytes(Path("img/p.png").read_bytes())
+    Path("run").mkdir()
+    Path("run/model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes())
+    try:
+        os.link("mask/p.png", "hard.png")
+        for link, target in (
+            ("other", "img/p.png"),
+            ("run/model", "model.safetensors"),
+            ("out", "drawn"),
+            ("drawn/00.png", "../run/model.safetensors"),
+            ("mask/p.pqm", "p.png"),
+            ("steps/b.step01.png", "../a.pqm"),
+        ):
+            Path(link).parent.mkdir(exist_ok=True)
+            os.symlink(target, link)
+    except OSError:
+        pytest.skip("this system makes no links")
+    before = Path(precious).read_bytes()
+    result = pqmim(*command, has_model="-m" not in command)
+    assert Path(precious).read_bytes() == before
+    assert result.exit_code == 1
+    assert result.stderr.endswith(" is an input and is not overwritten\n")
+    assert ONE_LINE_ERROR.fullmatch(result.stderr)
+
+
+def test_skip_existing(pqmim: Pqmim) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        photo(f"in/{name}")
+    assert pqmim("encode", "in/b.png", "-o", "out/").exit_code == 0
+    Path("out/a.pqm").write_bytes(b"of another day")
+    result = pqmim("encode", "in", "-o", "out", "--skip-existing")
+    assert (result.exit_code, result.stdout.split()[0]) == (0, str(Path("out/c.pqm")))
+    assert result.stderr == "pqmim: 2 of 3 outputs exist already and are left as they are\n"
+    assert Path("out/a.pqm").read_bytes() == b"of another day"
+    again = pqmim("encode", "in", "-o", "out", "--skip-existing", "--json")
+    assert again.exit_code == 0
+    assert [json.loads(line) for line in again.stdout.splitlines()] == [
+        {"input": str(Path("in", f"{name}.png")), "output": str(Path("out", f"{name}.pqm")), "skipped": True}
+        for name in "abc"
+    ]
+    quiet = pqmim("encode", "in", "-o", "out", "--skip-existing", "--quiet")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    for command in (("tokens", "in"), ("generate", "--size", "16x16", "-n", "3")):
+        assert pqmim(*command, "-o", "more").exit_code == 0
+        assert pqmim(*command, "-o", "more").exit_code == 1
+        assert pqmim(*command, "-o", "more", "--skip-existing").stderr.startswith("pqmim: 3 of 3 outputs exist ")
+    assert pqmim("encode", "in", "-o", "out", "--skip-existing", "-f").exit_code == 2
+
+
+@pytest.mark.parametrize("inputs", [("a.png", "b.png"), ("in",), ("in", "a.png")])
+@pytest.mark.parametrize("output", ["out.pqm", "OUT.PQM", "out.jpg"])
+def test_several_outputs_are_not_named_as_one_file(pqmim: Pqmim, inputs: tuple[str, ...], output: str) -> None:
+    for name in ("a.png", "b.png", "in/c.png"):
+        photo(name)
+    result = pqmim("encode", *inputs, "-o", output)
+    assert (result.exit_code, files_below(".")) == (2, ["a.png", "b.png", "in/c.png"])
+    assert f"{output} is the name of one file; for several, name a folder: {output}{os.sep}" in result.stderr
+    assert pqmim("encode", *inputs, "-o", f"{output}/").exit_code == 0
+    assert Path(output).is_dir()
+    assert pqmim("encode", *inputs, "-o", output, "-f").exit_code == 0
+
+
+def test_drawings_and_pages_go_to_stdout(pqmim: Pqmim) -> None:
+    photo("a.png", (64, 48))
+    drawn = pqmim("generate", "-o", "-", "--size", "40x24", "--seed", "3")
+    assert (drawn.exit_code, drawn.stderr.split("  ")[:2]) == (0, ["stdout", "40 x 24"])
+    assert pqmim("generate", "-o", "out", "--size", "40x24", "--seed", "3").exit_code == 0
+    assert drawn.stdout_bytes == Path("out/00.png").read_bytes()
+    several = pqmim("generate", "-o", "-", "--size", "40x24", "-n", "2")
+    assert (several.exit_code, several.stdout_bytes) == (2, b"")
+    page = pqmim("gallery", "a.png", "-o", "-", "--keeps", "1")
+    assert (page.exit_code, page.stdout_bytes[:15].lower()) == (0, b"<!doctype html>")
+    assert [line.split("  ")[0] for line in page.stderr.splitlines()] == ["a.png", "stdout"]
+    patched = pqmim("inpaint", "a.png", "--mask", "-", "-o", "-", stdin=Path("a.png").read_bytes())
+    assert patched.stdout_bytes.startswith(b"\x89PNG")
+    assert pqmim("inpaint", "-", "--mask", "-", "-o", "b.png", stdin=b"").exit_code == 2
+    assert not Path("-").exists()

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pqmim import bitstream
-from pqmim.batch import Note, Result
+from pqmim.batch import Handling, Note, OutputCheck, Result
 from pqmim.bitstream import MAGIC, MINI_MAGIC, Container, parse
 from pqmim.cli import options as opt
 from pqmim.cli.kinds import PQM, check_output, image_suffixes, images
 from pqmim.cli.pictures import SUFFIXES, PictureFormat, PictureWriter, percent, picture_writer, provenance
 from pqmim.cli.running import Codecs, handling_of, run
-from pqmim.files import STANDARD_STREAM, check_target, write_file
+from pqmim.files import STANDARD_STREAM, write_file
 from pqmim.jobs import Job, Kinds, Naming
 from pqmim.options import DEFAULT_EFFORT, MAX_EFFORT, MAX_PIXELS, Device, EncodeOptions, Fill, FillOptions, Region, Tune
 from pqmim.reporting import Reporter
@@ -228,12 +228,13 @@ class _ProgressFolder:
         if self._names[name] > 1:  # another folder has a file of this name
             name = f"{name}-{self._names[name]}"
         num_steps = 0
+        check = OutputCheck([job], Handling(self._force))
 
         def write(image: Image) -> None:
             nonlocal num_steps
             num_steps += 1
             target = self._folder / f"{name}.step{num_steps:02}.png"
-            check_target(target, force=self._force)
+            check.require(target)
             comment = f"pqmim: step {num_steps} of the decoding, what is missing filled (likely)"
             write_file(target, PictureWriter().file(image, comment))
 

@@ -218,20 +218,17 @@ def gallery(
     handling = handling_of(force=force, model=model)
     with one_line_errors(reporter):
         jobs = reading_jobs(inputs, images(), reporter)
-        page_job = Job(None, target)
-        refused = OutputCheck(jobs, handling)(page_job)
-        if refused is not None and refused.failure is not None:
-            reporter.failure(None, refused.failure)
-            raise typer.Exit(1)
+        OutputCheck(jobs, handling).require(target)
         from pqmim.evaluation.gallery import GalleryOptions, gallery_page
 
         options = GalleryOptions(shares, quality, filling, max_pixels)
         convert = _Gallery(Codecs(model, device, threads), model, options)
         run_jobs(jobs, convert, handling, reporter)
         if convert.strips:
-            name = convert.codecs.named(model, reporter.detail).name
-            page = gallery_page(convert.strips, "pqmim gallery", options, model=name).encode()
+            codec = convert.codecs.named(model, reporter.detail)
+            page = gallery_page(convert.strips, "pqmim gallery", options, model=codec.name).encode()
             write(target, page)
-            fields = {"output": page_job.target_name, "images": len(convert.strips), "page_bytes": len(page)}
-            reporter.result(page_job.target_name, f"{len(convert.strips)} images  {len(page):,} B", fields)
+            name = Job(None, target).target_name
+            fields = {"output": name, "images": len(convert.strips), "page_bytes": len(page)}
+            reporter.result(name, f"{len(convert.strips)} images  {len(page):,} B", fields)
     exit_with(reporter)

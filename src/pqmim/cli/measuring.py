@@ -11,6 +11,7 @@ import typer
 from pqmim.cli import options as opt
 from pqmim.cli.running import one_line_errors
 from pqmim.errors import MissingExtraError, PqmimError
+from pqmim.files import place_identity
 from pqmim.options import Device
 from pqmim.reporting import Failure, Reporter
 
@@ -59,6 +60,8 @@ def evaluate(
 ) -> None:
     """Measure models and other codecs on a data set: real files, decoded again."""
     folder = opt.folder_of(output)
+    if place_identity(folder) == place_identity(dataset):
+        raise typer.BadParameter("is the data set: its images could be overwritten", param_hint="'-o' / '--output'")
     reporter = Reporter(quiet=quiet, verbosity=verbose)
     is_quiet = quiet or not _is_terminal()
     with one_line_errors(reporter):
