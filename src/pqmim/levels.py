@@ -22,13 +22,13 @@ class Levels:
     """The levels of a model.
 
     Args:
-        log_w: natural logarithms of the w that each of L >= 2 levels was made for, ascending.
+        log_w: natural logarithms of the w that each of NUM_LEVELS levels was made for, ascending.
     """
 
     def __init__(self, log_w: Sequence[float]) -> None:
         self._made_for = [float(value) for value in log_w]
-        self._ends = [made + math.log(end) for made, end in zip(self._made_for, LEVEL_END, strict=False)]
-        self._starts = [made + math.log(start) for made, start in zip(self._made_for[1:], LEVEL_START, strict=False)]
+        self._ends = [made + math.log(end) for made, end in zip(self._made_for[:-1], LEVEL_END, strict=True)]
+        self._starts = [made + math.log(start) for made, start in zip(self._made_for[1:], LEVEL_START, strict=True)]
         self._handovers = [(end + start) / 2 for end, start in zip(self._ends, self._starts, strict=True)]
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.model_files import ModelFile
-from pqmim.quantizer import ProductQuantizer
+from pqmim.quantizer import ProductQuantizer, check_quantizer_weights
 from pqmim.runtime import Workers, default_threads, resolve_device
 from pqmim.transforms import Transforms
 
@@ -20,7 +20,7 @@ class Networks:
 
     Raises:
         ConfigError: the device or the kernel is not there.
-        ModelError: the graphs of the file cannot be used.
+        ModelError: a weight is missing or out of bounds, or the graphs of the file cannot be used.
     """
 
     def __init__(self, model: ModelFile, device: str, *, kernel: str | None, threads: int | None) -> None:
@@ -31,6 +31,7 @@ class Networks:
         self.device = resolve_device(device)
         workers = Workers(threads or default_threads())
         self._quality = model.config.quality
+        check_quantizer_weights(model.tensors, model.config.tokenizer)
         self.quantizer = ProductQuantizer(model.tensors, workers)
         self.transforms = Transforms(model, threads=workers.threads, device=self.device)
         self.entropy_model = ExactEntropyModel(model, workers, kernel=kernel, device=self.device)

@@ -26,10 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.config import NUM_LEVELS, TokenizerConfig
+from pqmim.errors import ModelError
 from pqmim.levels import Levels
 from pqmim.runtime import Workers
 
 LOG2 = math.log(2.0)
+PREFIX = "tokenizer.quantizer."
 
 Latent = NDArray[np.float32]
 """(1, D, h, w)."""
@@ -37,11 +40,38 @@ Tokens = NDArray[np.int64]
 """(M, h, w), in [0, K)."""
 
 
+def check_quantizer_weights(tensors: Mapping[str, NDArray[Any]], config: TokenizerConfig) -> None:
+    """Refuse weights that are missing, or do not fit together.
+
+    Raises:
+        ModelError: names the tensor.
+    """
+    m, k = config.quantizer.num_subquantizers, config.quantizer.num_codewords
+    num_channels = config.autoencoder.latent_channels
+    num_kept = len(tensors[PREFIX + "order"]) if PREFIX + "order" in tensors else 0
+    for name, kind, shape in (
+        ("order", np.int64, (num_kept,)),
+        ("boundaries_tensor", np.int64, (m + 1,)),
+        ("codebook", np.float16, (NUM_LEVELS, k, num_kept)),
+        ("default", np.float16, (num_channels,)),
+        ("prior_logits", np.float16, (NUM_LEVELS, m, k)),
+        ("level_log_w", np.float16, (NUM_LEVELS,)),
+    ):
+        tensor = tensors.get(PREFIX + name)
+        if tensor is None or tensor.dtype != kind or tensor.shape != shape:
+            raise ModelError(f"weights lack {PREFIX}{name} as {kind.__name__} {shape}")
+    order, boundaries = tensors[PREFIX + "order"], tensors[PREFIX + "boundaries_tensor"]
+    if len(set(order.tolist()) & set(range(num_channels))) != num_kept:
+        raise ModelError(f"weights of {PREFIX}order are out of bounds")
+    if boundaries[0] != 0 or boundaries[-1] != num_kept or (np.diff(boundaries) < 1).any():
+        raise ModelError(f"weights of {PREFIX}boundaries_tensor are out of bounds")
+
+
 class ProductQuantizer:
     """At each of L levels M codebooks of K codewords over runs of ordered latent channels.
 
     Args:
-        tensors: of the model file.
+        tensors: of the model file, checked.
         workers: threads that share the sub-quantizers among them.
 
     Attributes:
@@ -55,7 +85,7 @@ class ProductQuantizer:
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], workers: Workers) -> None:
         def get(name: str) -> NDArray[Any]:
-            return tensors[f"tokenizer.quantizer.{name}"]
+            return tensors[PREFIX + name]
 
         self._workers = workers
         self.order: NDArray[np.int64] = get("order")

@@ -1,269 +1,237 @@
-"""Product quantizer: runs of equal rate, entropy-constrained choice, priors."""
+"""Product quantizer: runs of channels, entropy-constrained choice, priors."""
 
 import math
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from conftest import make_tiny_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from pqmim.config import NUM_LEVELS, AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from pqmim.errors import ModelError
+from pqmim.model_files import MODEL_FILE, load_model
+from pqmim.quantizer import PREFIX, Latent, ProductQuantizer, check_quantizer_weights
+from pqmim.runtime import Workers
 from pqmim.token_coding import RateDistortionChoice
-from pqmim.training.trainable_quantizer import (
-    LEVEL_END,
-    LEVEL_START,
-    FactorizedDensity,
-    TrainableQuantizer,
-    fit_codebook,
-    order_channels,
-)
+
+M, K, D = 3, 16, 10
+BOUNDARIES = [0, 1, 3, 8]
+CONFIG = TokenizerConfig(AutoencoderConfig(latent_channels=D), QuantizerConfig(M, K))
+
+
+def random_tensors() -> dict[str, NDArray[Any]]:
+    """Weights with unequal runs, and two of ten channels dropped."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "order": rng.permutation(D)[:8],
+        "boundaries_tensor": np.array(BOUNDARIES),
+        "codebook": rng.normal(size=(NUM_LEVELS, K, 8)).astype(np.float16),
+        "default": rng.normal(size=D).astype(np.float16),
+        "prior_logits": rng.normal(size=(NUM_LEVELS, M, K)).astype(np.float16),
+        "level_log_w": np.linspace(math.log(0.5), math.log(60), NUM_LEVELS).astype(np.float16),
+    }
+    return {PREFIX + name: tensor for name, tensor in tensors.items()}
+
+
+def random_quantizer(threads: int = 1) -> ProductQuantizer:
+    return ProductQuantizer(random_tensors(), Workers(threads))
 
 
 @pytest.fixture(scope="module")
-def quantizer() -> TrainableQuantizer:
-    """Random quantizer with unequal runs and two of ten channels dropped."""
-    torch.manual_seed(0)
-    made = TrainableQuantizer(10, 8, 3, 16)
-    made.order.copy_(torch.randperm(10)[:8])
-    made.boundaries_tensor.copy_(torch.tensor([0, 1, 3, 8]))
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter)
-    return made.requires_grad_(False)
+def quantizer() -> ProductQuantizer:
+    return random_quantizer()
 
 
-def brute_force(quantizer: TrainableQuantizer, z: torch.Tensor, w: float, level: int) -> torch.Tensor:
+def latent(seed: int, height: int = 3, width: int = 4) -> Latent:
+    return np.random.default_rng(seed).normal(size=(1, D, height, width)).astype(np.float32)
+
+
+def brute_force(quantizer: ProductQuantizer, z: Latent, w: float, level: int) -> NDArray[np.int64]:
     """Definition of the choice, one latent vector and codeword at a time, in float64."""
-    bits = quantizer.prior_bits()[level].double()
-    tokens = torch.zeros(z.shape[0], quantizer.num_subquantizers, *z.shape[2:], dtype=torch.int64)
-    for b in range(z.shape[0]):
-        for y in range(z.shape[2]):
-            for x in range(z.shape[3]):
-                for m, run in enumerate(quantizer.runs()):
-                    values = z[b, quantizer.order[run], y, x].double()
-                    costs = [
-                        float((values - quantizer.codebook[level, k, run].double()).square().sum() + w * bits[m, k])
-                        for k in range(quantizer.num_codewords)
-                    ]
-                    tokens[b, m, y, x] = min(range(len(costs)), key=costs.__getitem__)
+    bits = quantizer.prior_bits[level].astype(np.float64)
+    tokens = np.zeros((M, *z.shape[2:]), np.int64)
+    for m, y, x in np.ndindex(*tokens.shape):
+        run = quantizer.runs[m]
+        values = z[0, quantizer.order[run], y, x].astype(np.float64)
+        costs = [
+            float(np.square(values - quantizer.codebook[level, k, run].astype(np.float64)).sum() + w * bits[m, k])
+            for k in range(K)
+        ]
+        tokens[m, y, x] = min(range(K), key=costs.__getitem__)
     return tokens
 
 
-@given(
-    st.lists(st.floats(0, 8, width=32), min_size=1, max_size=60),
-    st.integers(1, 12),
-    st.sampled_from([0.0, 0.01, 0.5]),
-)
-def test_runs_partition_the_ordered_channels(rates: list[float], num_runs: int, min_rate: float) -> None:
-    rates += [0.0] * max(0, num_runs - len(rates))
-    bits = torch.tensor(rates)
-    order, boundaries = order_channels(bits, num_runs, min_rate)
-    assert len(boundaries) == num_runs + 1
-    assert boundaries[0] == 0
-    assert boundaries[-1] == len(order)
-    assert all(end > begin for begin, end in pairwise(boundaries))
-    assert len(set(order.tolist())) == len(order)
-    assert (bits[order].diff() <= 0).all()
-    kept = set(order.tolist())
-    assert all(i in kept for i, rate in enumerate(rates) if rate > min_rate)
-    assert len(order) == max(num_runs, sum(rate > min_rate for rate in rates))
+def assigned(quantizer: ProductQuantizer, z: Latent, w: float, level: int) -> NDArray[np.int64]:
+    columns = quantizer.columns(z)
+    weights = np.full(len(columns), w, np.float32)
+    return quantizer.assign(columns, weights, level).reshape(M, *z.shape[2:])
 
 
-def test_runs_have_about_equal_rate() -> None:
-    bits = torch.tensor([4.0 * 0.97**i for i in range(256)])
-    order, boundaries = order_channels(bits, 24, 0.0)
-    rates = [float(bits[order[a:b]].sum()) for a, b in pairwise(boundaries)]
-    share = float(bits.sum()) / 24
-    assert max(rates) <= share + 2.1  # half a channel, as near as one comes
-    assert min(rates) >= share - 2.1
-    assert boundaries[1] < boundaries[-1] - boundaries[-2]  # few loud channels lead, many quiet ones follow
+def test_sizes(quantizer: ProductQuantizer) -> None:
+    assert quantizer.num_subquantizers == M
+    assert quantizer.num_codewords == K
+    assert quantizer.runs == [slice(begin, end) for begin, end in pairwise(BOUNDARIES)]
+    assert len(quantizer.levels) == NUM_LEVELS
+    assert {array.dtype for array in (quantizer.codebook, quantizer.default, quantizer.prior_bits)} == {
+        np.dtype(np.float32)
+    }
+
+
+def test_columns_are_the_kept_channels_in_order(quantizer: ProductQuantizer) -> None:
+    z = latent(0)
+    columns = quantizer.columns(z)
+    assert columns.shape == (12, 8)
+    for position, (y, x) in enumerate(np.ndindex(3, 4)):
+        assert np.array_equal(columns[position], z[0, quantizer.order, y, x])
 
 
 @pytest.mark.parametrize("w", [1e-6, 0.3, 4.0])
-def test_choice_against_brute_force(quantizer: TrainableQuantizer, w: float) -> None:
-    z = torch.randn(2, 10, 3, 4, generator=torch.Generator().manual_seed(1))
+def test_choice_against_brute_force(quantizer: ProductQuantizer, w: float) -> None:
     for level in (0, 3, 5):
-        assert torch.equal(quantizer.assign(z, w, torch.tensor([level, level])), brute_force(quantizer, z, w, level))
-    mixed = quantizer.assign(z, w, torch.tensor([1, 4]))
-    for b, level in enumerate((1, 4)):
-        assert torch.equal(mixed[b : b + 1], brute_force(quantizer, z[b : b + 1], w, level))
+        z = latent(level)
+        assert np.array_equal(assigned(quantizer, z, w, level), brute_force(quantizer, z, w, level))
 
 
-def test_choice_is_as_exact_inside_autocast(quantizer: TrainableQuantizer) -> None:
-    z = 20 * torch.randn(2, quantizer.num_channels, 9, 7, generator=torch.Generator().manual_seed(4))
-    level = torch.zeros(2, dtype=torch.int64)
-    expected = quantizer.assign(z, 0.5, level)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(quantizer.assign(z, 0.5, level), expected)
+def test_choice_with_a_trade_off_per_position(quantizer: ProductQuantizer) -> None:
+    z = latent(2, 2, 5)
+    columns = quantizer.columns(z)
+    ws = np.repeat(np.array([0.5, 1.5], np.float32), 5)  # another one in the lower row
+    split = quantizer.assign(columns, ws, 2).reshape(M, 2, 5)
+    assert np.array_equal(split[:, 0], assigned(quantizer, z, 0.5, 2)[:, 0])
+    assert np.array_equal(split[:, 1], assigned(quantizer, z, 1.5, 2)[:, 1])
 
 
-def test_choice_with_a_trade_off_per_sample(quantizer: TrainableQuantizer) -> None:
-    z = torch.randn(3, 10, 2, 5, generator=torch.Generator().manual_seed(2))
-    ws, levels = [0.01, 0.5, 3.0], torch.tensor([0, 2, 5])
-    together = quantizer.assign(z, torch.tensor(ws), levels)
-    per_position = torch.tensor(ws)[:, None].repeat(1, 10)
-    per_position[:, 5:] = 1.5  # the lower row
-    split = quantizer.assign(z, per_position, levels)
-    assert torch.equal(split[:, :, 0], together[:, :, 0])
-    assert torch.equal(split[:, :, 1], quantizer.assign(z, 1.5, levels)[:, :, 1])
-    for b, w in enumerate(ws):
-        assert torch.equal(together[b : b + 1], quantizer.assign(z[b : b + 1], w, levels[b : b + 1]))
+def test_threads_choose_the_same() -> None:
+    z = latent(3, 20, 20)
+    tokens = [assigned(random_quantizer(threads), z, 0.7, 1) for threads in (1, 2, 4)]
+    assert all(np.array_equal(found, tokens[0]) for found in tokens)
 
 
-def test_smoothed_bits_are_the_envelope_of_the_rate(quantizer: TrainableQuantizer) -> None:
-    z = torch.randn(2, 10, 2, 3, requires_grad=True)
-    w, levels = torch.tensor([0.3, 2.0]), torch.tensor([1, 4])
-    tokens = quantizer.assign(z.detach(), w, levels)
-    smoothed = quantizer.smoothed_bits(z, tokens, w, levels)
-    assert smoothed.shape == tokens.shape
-    others = torch.randint(0, 16, tokens.shape)
-    assert (smoothed <= quantizer.smoothed_bits(z, others, w, levels) + 1e-4).all()  # a minimum over codewords
-    smoothed.sum().backward()
-    assert z.grad is not None
-    # Danskin: its gradient is that of the term chosen.
-    expected = 2 * (z.detach() - quantizer.dequantize(tokens, levels)) / w[:, None, None, None]
-    coded = quantizer.order
-    assert torch.allclose(z.grad[:, coded], expected[:, coded], atol=1e-4)
-    dropped = [channel for channel in range(10) if channel not in coded.tolist()]
-    assert (z.grad[:, dropped] == 0).all()
+def test_nothing_to_choose(quantizer: ProductQuantizer) -> None:
+    assert quantizer.assign(np.empty((0, 8), np.float32), np.empty(0, np.float32), 0).shape == (M, 0)
+
+
+def test_distances_lack_the_length_of_the_values_only(quantizer: ProductQuantizer) -> None:
+    columns = quantizer.columns(latent(4))
+    for m, run in enumerate(quantizer.runs):
+        exact = np.square(columns[:, None, run] - quantizer.codebook[4][None, :, run]).sum(2)
+        lengths = np.square(columns[:, run]).sum(1, keepdims=True)
+        assert np.allclose(quantizer.distances(columns, m, 4) + lengths, exact, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", [0, 3])
-def test_coding_loop_without_rate_takes_the_nearest_codeword(quantizer: TrainableQuantizer, level: int) -> None:
-    z = torch.randn(1, 10, 2, 3, generator=torch.Generator().manual_seed(3))
-    choice = RateDistortionChoice(quantizer, z, 0.0, level)
-    frequencies = torch.full((2, 6, 16), 1 << 12, dtype=torch.int32)
-    nearest = brute_force(quantizer, z, 0.0, level).flatten(2)[0]
-    assert torch.equal(choice(1, torch.arange(6), frequencies), nearest[1:])
-    some = torch.tensor([1, 4])
-    assert torch.equal(choice(0, some, frequencies[:1, :2]), nearest[:1, some])
+def test_coding_loop_without_rate_takes_the_nearest_codeword(quantizer: ProductQuantizer, level: int) -> None:
+    z = latent(3, 2, 3)
+    choice = RateDistortionChoice(quantizer, z, np.zeros(6, np.float32), level)
+    frequencies = np.full((2, 6, K), 1 << 12, np.int32)
+    nearest = brute_force(quantizer, z, 0.0, level).reshape(M, -1)
+    assert np.array_equal(choice(1, np.arange(6), frequencies), nearest[1:])
+    some = np.array([1, 4])
+    assert np.array_equal(choice(0, some, frequencies[:1, :2]), nearest[:1, some])
 
 
-def test_coding_loop_weighs_bits_by_the_trade_off_of_the_position(quantizer: TrainableQuantizer) -> None:
-    z = torch.randn(1, 10, 2, 3, generator=torch.Generator().manual_seed(3))
-    w = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 1e6])
+def test_coding_loop_weighs_bits_by_the_trade_off_of_the_position(quantizer: ProductQuantizer) -> None:
+    z = latent(3, 2, 3)
+    w = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 1e6], np.float32)
     share = 0.25
     choice = RateDistortionChoice(quantizer, z, w, 2, static_share=share)
-    generator = torch.Generator().manual_seed(4)
-    frequencies = torch.randint(1, 4000, (3, 6, 16), generator=generator, dtype=torch.int32)
-    bits = (1 - share) * (16 - frequencies.double().log2()) + share * quantizer.prior_bits()[2, :, None].double()
-    tokens = choice(0, torch.arange(6), frequencies)
-    for m, run in enumerate(quantizer.runs()):
-        values = z[0, quantizer.order[run]].flatten(1).t().double()
-        distances = (values[:, None] - quantizer.codebook[2, :, run].double()).square().sum(2)
-        assert torch.equal(tokens[m], (distances + w.double()[:, None] * bits[m]).argmin(1))
-    assert torch.equal(tokens[:, 5], bits[:, 5].argmin(1))
+    frequencies = np.random.default_rng(4).integers(1, 4000, (M, 6, K), np.int32)
+    static = quantizer.prior_bits[2, :, None].astype(np.float64)
+    bits = (1 - share) * (16 - np.log2(frequencies)) + share * static
+    tokens = choice(0, np.arange(6), frequencies)
+    for m, run in enumerate(quantizer.runs):
+        values = z[0, quantizer.order[run]].reshape(-1, 6).T.astype(np.float64)
+        distances = np.square(values[:, None] - quantizer.codebook[2][None, :, run].astype(np.float64)).sum(2)
+        assert np.array_equal(tokens[m], (distances + w[:, None].astype(np.float64) * bits[m]).argmin(1))
+    assert np.array_equal(tokens[:, 5], bits[:, 5].argmin(1))
 
 
-def test_codewords_quantize_to_themselves(quantizer: TrainableQuantizer) -> None:
-    tokens = torch.randint(0, 16, (2, 3, 4, 4), generator=torch.Generator().manual_seed(4))
-    levels = torch.tensor([0, 4])
-    z = quantizer.dequantize(tokens, levels)
-    assert torch.equal(quantizer.assign(z, 1e-9, levels), tokens)
-    dropped = [d for d in range(10) if d not in quantizer.order.tolist()]
-    assert torch.equal(z[:, dropped], quantizer.default[dropped][None, :, None, None].expand(2, -1, 4, 4))
+def test_codewords_quantize_to_themselves(quantizer: ProductQuantizer) -> None:
+    tokens = np.random.default_rng(4).integers(0, K, (M, 4, 4))
+    for level in (0, 4):
+        z = quantizer.dequantize(tokens, level)
+        assert z.shape == (1, D, 4, 4)
+        assert z.dtype == np.float32
+        assert np.array_equal(assigned(quantizer, z, 1e-9, level), tokens)
+        dropped = sorted(set(range(D)) - set(quantizer.order.tolist()))
+        assert len(dropped) == 2
+        assert (z[0, dropped] == quantizer.default[dropped, None, None]).all()
 
 
-def test_dequantize_uses_the_mean_where_unknown(quantizer: TrainableQuantizer) -> None:
-    tokens = torch.randint(0, 16, (2, 3, 2, 2), generator=torch.Generator().manual_seed(5))
-    known = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(6)) < 0.5
-    levels = torch.tensor([2, 5])
-    z, whole = quantizer.dequantize(tokens, levels, known), quantizer.dequantize(tokens, levels)
-    for m, run in enumerate(quantizer.runs()):
-        for channel in quantizer.order[run]:
-            expected = torch.where(known[:, m], whole[:, channel], quantizer.default[channel])
-            assert torch.equal(z[:, channel], expected)
-    nothing = quantizer.dequantize(tokens, levels, torch.zeros(1, 3, 1, 1, dtype=torch.bool))
-    assert torch.equal(nothing, quantizer.default[None, :, None, None].expand_as(nothing))
+def test_dequantize_uses_the_mean_where_unknown(quantizer: ProductQuantizer) -> None:
+    rng = np.random.default_rng(5)
+    tokens, known = rng.integers(0, K, (M, 2, 2)), rng.random((M, 2, 2)) < 0.5
+    for level in (2, 5):
+        z, whole = quantizer.dequantize(tokens, level, known), quantizer.dequantize(tokens, level)
+        for m, run in enumerate(quantizer.runs):
+            for channel in quantizer.order[run]:
+                assert np.array_equal(z[0, channel], np.where(known[m], whole[0, channel], quantizer.default[channel]))
+        nothing = quantizer.dequantize(tokens, level, np.zeros_like(known))
+        assert np.array_equal(nothing, np.broadcast_to(quantizer.default[None, :, None, None], nothing.shape))
 
 
-def test_static_bits_are_those_of_the_priors(quantizer: TrainableQuantizer) -> None:
-    bits = quantizer.prior_bits()
-    assert bits.shape == (6, 3, 16)
-    assert torch.allclose(torch.exp2(-bits), quantizer.prior_logits.softmax(2), atol=1e-6)
+def test_static_bits_are_those_of_the_priors(quantizer: ProductQuantizer) -> None:
+    bits = quantizer.prior_bits
+    assert bits.shape == (NUM_LEVELS, M, K)
+    assert np.allclose(np.exp2(-bits.astype(np.float64)).sum(2), 1, atol=1e-6)
 
 
-def test_levels_take_turns_over_the_range_of_trade_offs(quantizer: TrainableQuantizer) -> None:
-    ws = torch.logspace(-1, 3, 400)
-    levels = quantizer.level(ws)
-    assert levels[0] == 0
-    assert levels[-1] == len(quantizer.level_log_w) - 1
-    assert set(levels.diff().tolist()) == {0, 1}
-    assert torch.equal(quantizer.level(quantizer.level_log_w.exp())[1:], torch.arange(1, 6))
-    assert quantizer.level(1.0).shape == ()
-
-
-def test_levels_hand_over_where_the_constants_say(quantizer: TrainableQuantizer) -> None:
-    """Within a level the applied trade-off rises with the one asked for; at a handover it steps back."""
-    ws = torch.logspace(-1, 3, 4000)
-    levels = quantizer.level(ws)
-    applied = quantizer.applied_w(ws, levels)
-    made_for = quantizer.level_log_w.exp()
-    for level in range(5):
-        of_level, of_next = applied[levels == level], applied[levels == level + 1]
-        assert (of_level.diff() > 0).all()
-        assert float(of_level[-1]) == pytest.approx(LEVEL_END[level] * float(made_for[level]), rel=0.02)
-        assert float(of_next[0]) == pytest.approx(LEVEL_START[level] * float(made_for[level + 1]), rel=0.02)
-    for w in (0.01, 3.0, 5000.0):  # a level that does not serve w goes on as it would
-        assert (quantizer.applied_w(torch.tensor([w, 1.1 * w]), torch.tensor([3, 3])).diff() > 0).all()
+def test_static_bits_of_extreme_priors() -> None:
+    """Logits that would overflow an exponential."""
+    logits = np.resize(np.float16([1000, -1000, 0]), (NUM_LEVELS, M, K))
+    made = ProductQuantizer(random_tensors() | {PREFIX + "prior_logits": logits}, Workers(1))
+    expected = (1000 - logits.astype(np.float64)) / math.log(2) + np.log2((logits == 1000).sum(2, keepdims=True))
+    assert np.allclose(made.prior_bits, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("level", [0, 2, 5])
-def test_more_weight_on_rate_costs_fewer_bits_and_more_distortion(level: int) -> None:
-    quantizer = make_tiny_tokenizer().quantizer.requires_grad_(False)
-    z = quantizer.default[None, :, None, None] + torch.randn(
-        1, quantizer.num_channels, 16, 16, generator=torch.Generator().manual_seed(7)
-    )
-    levels = torch.tensor([level])
-    prior = quantizer.prior_bits()[level]
+def test_more_weight_on_rate_costs_fewer_bits_and_more_distortion(tiny_model: Path, level: int) -> None:
+    quantizer = ProductQuantizer(load_model(tiny_model / MODEL_FILE).tensors, Workers(1))
+    noise = np.random.default_rng(7).normal(size=(1, len(quantizer.default), 16, 16)).astype(np.float32)
+    z = quantizer.default[None, :, None, None] + noise
     rates, distortions = [], []
     for w in (0.01, 0.3, 3.0, 30.0):
-        tokens = quantizer.assign(z, w, levels)
-        rates.append(float(prior.gather(1, tokens[0].flatten(1)).sum()))
-        distortions.append(float((quantizer.dequantize(tokens, levels) - z).square().sum()))
+        tokens = assigned(quantizer, z, w, level)
+        rates.append(float(np.take_along_axis(quantizer.prior_bits[level], tokens.reshape(len(tokens), -1), 1).sum()))
+        distortions.append(float(np.square(quantizer.dequantize(tokens, level) - z).sum()))
     assert rates == sorted(rates, reverse=True)
     assert distortions == sorted(distortions)
 
 
-def test_fitted_codebook_is_entropy_constrained() -> None:
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(4000, 2, generator=generator) * torch.tensor([3.0, 1.0])
-
-    def fit(w: float) -> tuple[float, float]:
-        codewords, probabilities = fit_codebook(values, 32, w, 12, torch.Generator().manual_seed(0))
-        assert torch.isclose(probabilities.sum(), torch.tensor(1.0))
-        assert (probabilities > 0).all()
-        assert (probabilities.diff() <= 0).all()
-        distances = torch.cdist(values, codewords).square()
-        tokens = (distances - w * probabilities.log2()).argmin(1)
-        return float(-probabilities.log2()[tokens].mean()), float(distances.gather(1, tokens[:, None]).mean())
-
-    fine, coarse = fit(0.01), fit(2.0)
-    assert fine[0] > coarse[0] + 1
-    assert fine[1] < coarse[1]
-    assert fine[1] < 0.5  # of a variance of 10
+# -- weights that do not fit together --------------------------------------------------------------------------------
 
 
-def test_density_is_a_density() -> None:
-    torch.manual_seed(0)
-    density = FactorizedDensity(2)
-    for parameter in density.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    z = torch.arange(-400, 401, dtype=torch.float32)[None, None, None].expand(1, 2, 1, -1)
-    with torch.no_grad():
-        mass = torch.exp2(-density.bits(z, torch.ones(1, 1, 1, 1)))
-    assert torch.allclose(mass.sum(3), torch.ones(1, 2, 1), atol=1e-3)
+def test_good_weights_are_accepted() -> None:
+    check_quantizer_weights(random_tensors(), CONFIG)
 
 
-def test_asking_for_a_trade_off_applies_it(quantizer: TrainableQuantizer) -> None:
-    """By the level made for the nearest one; the finest level, which ends early, leaves the others more."""
-    made_for = quantizer.level_log_w.exp()
-    before = 0.0
-    for w in torch.logspace(-1, 3, 200).tolist():
-        asked = quantizer.asking_for(w)
-        level = quantizer.level(asked)
-        assert float(quantizer.applied_w(asked, level)) == pytest.approx(w, rel=1e-4)
-        assert asked > before
-        before = asked
-        nearest = int((made_for.log() - math.log(w)).abs().argmin())
-        assert int(level) == nearest or (nearest == 0 and int(level) == 1 and w > float(made_for[0]))
+@pytest.mark.parametrize("name", [name.removeprefix(PREFIX) for name in random_tensors()])
+def test_missing_weights_are_named(name: str) -> None:
+    tensor = random_tensors()[PREFIX + name]
+    for wrong in (None, tensor[:-1], tensor[None], tensor.astype(np.float64)):
+        tensors = random_tensors() | {PREFIX + name: wrong}
+        if wrong is None:
+            del tensors[PREFIX + name]
+        # Of another number of kept channels it is the codebook that does not fit.
+        lacking = name if name != "order" or wrong is None or wrong.shape[0] == 8 else "order|codebook"
+        with pytest.raises(ModelError, match=rf"weights lack tokenizer\.quantizer\.({lacking}) as"):
+            check_quantizer_weights(tensors, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("order", [0, 1, 2, 3, 4, 5, 6, 10]),
+        ("order", [0, 1, 2, 3, 4, 5, 6, -1]),
+        ("order", [0, 1, 2, 3, 4, 5, 6, 6]),
+        ("boundaries_tensor", [1, 2, 3, 8]),
+        ("boundaries_tensor", [0, 1, 3, 7]),
+        ("boundaries_tensor", [0, 3, 3, 8]),
+        ("boundaries_tensor", [0, 3, 1, 8]),
+    ],
+)
+def test_indices_out_of_bounds_are_refused(name: str, values: list[int]) -> None:
+    with pytest.raises(ModelError, match=f"weights of tokenizer.quantizer.{name} are out of bounds"):
+        check_quantizer_weights(random_tensors() | {PREFIX + name: np.array(values)}, CONFIG)

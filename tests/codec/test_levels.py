@@ -1,0 +1,56 @@
+"""Levels: which codebooks serve which trade-off, and where one hands over to the next."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from pqmim.levels import LEVEL_END, LEVEL_START, Levels
+
+MADE_FOR = (0.5, 1.3, 3.4, 9.0, 23.0, 60.0)
+
+
+@pytest.fixture(scope="module")
+def levels() -> Levels:
+    return Levels([math.log(w) for w in MADE_FOR])
+
+
+def test_levels_take_turns_over_the_range_of_trade_offs(levels: Levels) -> None:
+    found = [levels.level(w) for w in np.geomspace(0.1, 1000, 400)]
+    assert len(levels) == 6
+    assert found[0] == 0
+    assert found[-1] == 5
+    assert {b - a for a, b in pairwise(found)} == {0, 1}
+    assert [levels.level(w) for w in MADE_FOR][1:] == [1, 2, 3, 4, 5]
+
+
+def test_levels_hand_over_where_the_constants_say(levels: Levels) -> None:
+    """Within a level the applied trade-off rises with the one asked for; at a handover it steps back."""
+    ws = np.geomspace(0.1, 1000, 4000)
+    serving = np.array([levels.level(w) for w in ws])
+    for level in range(5):
+        of_level = [levels.applied_w(w, level) for w in ws[serving == level]]
+        of_next = [levels.applied_w(w, level + 1) for w in ws[serving == level + 1]]
+        assert (np.diff(of_level) > 0).all()
+        assert of_level[-1] == pytest.approx(LEVEL_END[level] * MADE_FOR[level], rel=0.02)
+        assert of_next[0] == pytest.approx(LEVEL_START[level] * MADE_FOR[level + 1], rel=0.02)
+    for w in (0.01, 3.0, 5000.0):  # a level that does not serve w goes on as it would
+        assert levels.applied_w(1.1 * w, 3) > levels.applied_w(w, 3)
+
+
+def test_asking_for_a_trade_off_applies_it(levels: Levels) -> None:
+    """By the level made for the nearest one; the finest level, which ends early, leaves the others more."""
+    before = 0.0
+    for w in np.geomspace(0.1, 1000, 200).tolist():
+        asked = levels.asking_for(w)
+        level = levels.level(asked)
+        assert levels.applied_w(asked, level) == pytest.approx(w, rel=1e-9)
+        assert asked > before
+        before = asked
+        nearest = int(np.abs(np.log(MADE_FOR) - math.log(w)).argmin())
+        assert level == nearest or (nearest == 0 and level == 1 and w > MADE_FOR[0])
+
+
+def test_range_worth_asking_for(levels: Levels) -> None:
+    assert levels.w_range() == pytest.approx((0.25, 72.0))
