@@ -20,18 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from example import PHOTO, photo_of_size, size_of
 
-ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
-
-
-def mirrored(photo: Image.Image, width: int, height: int) -> Image.Image:
-    """Continue a photo by its mirror images to the right and below, or cut it."""
-    pixels = np.asarray(photo.convert("RGB"))
-    missing = [(0, max(0, size - have)) for size, have in zip((height, width), pixels.shape[:2], strict=True)]
-    return Image.fromarray(np.pad(pixels, [*missing, (0, 0)], mode="symmetric")[:height, :width])
 
 
 def measure(
@@ -72,19 +63,18 @@ def measure_in_child(options: argparse.Namespace, command: str, source: Path, ta
 def main() -> None:
     """Print a table, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description="Seconds and peak memory of one large photo.")
-    parser.add_argument("--photo", type=Path, default=ROOT / "examples" / "photo.png")
-    parser.add_argument("--size", default="4000x3000", metavar="WxH", help="pixels [default: 4000x3000]")
+    parser.add_argument("--photo", type=Path, default=PHOTO)
+    parser.add_argument("--size", type=size_of, default=(4000, 3000), metavar="WxH", help="pixels [default: 4000x3000]")
     parser.add_argument("--model", default="small")
     parser.add_argument("--quality", type=float, default=50.0)
     parser.add_argument("--threads", type=int, default=0, help="0 = as many as the codec takes by itself [default]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
+    width, height = options.size
 
     with tempfile.TemporaryDirectory() as folder:
         source, coded, decoded = (Path(folder, name) for name in ("photo.ppm", "photo.pqm", "decoded.ppm"))
-        with Image.open(options.photo) as photo:
-            mirrored(photo, width, height).save(source)  # not compressed: only the codec is timed
+        photo_of_size(width, height, options.photo).save(source)  # not compressed: only the codec is timed
         report: dict[str, Any] = {"width": width, "height": height, "threads": options.threads}
         report["encode"] = measure_in_child(options, "encode", source, coded)
         report["decode"] = measure_in_child(options, "decode", coded, decoded)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from example import PHOTO, photo_of_size
 from PIL import Image
 
 from pqmim import load_codec
@@ -86,15 +86,6 @@ def best_parts(run: Callable[[], object], seconds: Seconds, repeats: int) -> Sec
     return best
 
 
-def enlarge(image: Image.Image, megapixels: float) -> Image.Image:
-    """Mirror-tile a photo to a size, so that the content stays that of a photo."""
-    pixels = np.asarray(image)
-    side = int((megapixels * 1e6 / (4 * 3)) ** 0.5)
-    height, width = 3 * side, 4 * side
-    missing = [(0, max(0, size - have)) for size, have in zip((height, width), pixels.shape[:2], strict=True)]
-    return Image.fromarray(np.pad(pixels, [*missing, (0, 0)], mode="symmetric")[:height, :width])
-
-
 def print_parts(options: argparse.Namespace, photo: Image.Image, seconds: Seconds) -> None:
     """Table of encode and decode at every size and number of threads."""
     how = EncodeOptions(effort=options.effort)
@@ -102,7 +93,8 @@ def print_parts(options: argparse.Namespace, photo: Image.Image, seconds: Second
     print("| pixels | threads | direction | " + " | ".join(columns) + " |")
     print("|---" * (3 + len(columns)) + "|")
     for megapixels in options.megapixels:
-        image = photo if megapixels == 0.4 else enlarge(photo, megapixels)
+        side = int((megapixels * 1e6 / (4 * 3)) ** 0.5)
+        image = photo if megapixels == 0.4 else photo_of_size(4 * side, 3 * side, options.image)
         repeats = options.repeats if megapixels < 2 else 2
         for threads in options.threads:
             codec = load_codec(options.model, device="cpu", threads=threads)
@@ -141,7 +133,7 @@ def print_kernels(options: argparse.Namespace, photo: Image.Image, seconds: Seco
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", type=Path, default=Path(__file__).parents[1] / "examples" / "photo.png")
+    parser.add_argument("--image", type=Path, default=PHOTO)
     parser.add_argument("--model", default="small")
     parser.add_argument("--quality", type=float, default=50.0)
     parser.add_argument("--effort", type=int, default=DEFAULT_EFFORT)
