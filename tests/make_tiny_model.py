@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from training.tiny_networks import TINY_QUALITY, make_tiny_entropy_model, make_tiny_tokenizer
 
 from pqmim.training.export import save_model
@@ -22,5 +23,6 @@ def make_tiny_model(target: Path) -> bytes:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     print(make_tiny_model(TARGET).hex(), f"{TARGET.stat().st_size:,} B", file=sys.stderr)

@@ -1,9 +1,9 @@
 """Model files: safetensors with weights, graphs and configuration inside; the table of shipped models.
 
 A model file holds the tokenizer in half precision, the entropy model as the integers of its exact form, and the ONNX
-graphs that compute with them, whose weights are the tensors of the same file (docs/format.md). Its *model id* is a hash
-of all that decides how a file decodes, weights and configuration; a name is only a label. Graphs have a hash of their
-own: the same weights may get better graphs.
+graphs that compute with them, whose weights are the tensors of the same file (docs/architecture.md). Its *model id* is
+a hash of all that decides how a file decodes, weights and configuration; a name is only a label. Graphs have a hash of
+their own: the same weights may get better graphs.
 """
 
 from __future__ import annotations

@@ -99,7 +99,12 @@ class _Reverse:
             for names in (node.input, node.output):
                 names[:] = [self._saved.get(name, name) for name in names]
         inferred = {value.name: value for value in shape_inference.infer_shapes(model).graph.value_info}
-        model.graph.output.extend(inferred[name] for name in self._saved.values())
+        for name in self._saved.values():
+            output = model.graph.output.add()
+            output.CopyFrom(inferred[name])
+            for axis, side in enumerate(output.type.tensor_type.shape.dim):
+                if not side.dim_value:
+                    side.dim_param = f"{name}.{axis}"  # what inference calls it differs between versions of onnx
         return model
 
     # -- what rules use ---------------------------------------------------------------------------------------------
@@ -163,9 +168,9 @@ def _value_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
 
 def _described(value: onnx.ValueInfoProto, name: str = "") -> tuple[str, np.dtype, list[int | str]]:
     """Name, type and shape of a value."""
-    tensor, name = value.type.tensor_type, name or value.name
-    shape = [d.dim_value or d.dim_param or f"{name}.{axis}" for axis, d in enumerate(tensor.shape.dim)]
-    return name, helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape
+    tensor = value.type.tensor_type
+    shape = [side.dim_value or side.dim_param for side in tensor.shape.dim]
+    return name or value.name, helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape
 
 
 def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
