@@ -35,7 +35,7 @@ class GraphParts:
         self.kernel = kernel
 
         def session(name: str, layer: int = 0) -> Session:
-            return Session(name, model.graphs[name], model.tensors, layer=layer, providers=providers)
+            return Session(model, name, layer=layer, providers=providers)
 
         layers = range(config.num_layers)
         self._factors = TokenFactors(model.tensors)
@@ -93,7 +93,7 @@ def exact_parts(
     try:
         parts = GraphParts(model, kernel, providers)
         return parts if is_exact(parts, reference, model.config) else None
-    except (ModelError, KeyError):  # an operator is not implemented here, or the file lacks graphs of the kernel
+    except ModelError:  # an operator is not implemented here, or the file lacks graphs of the kernel
         return None
 
 
@@ -113,15 +113,14 @@ def kernels_by_speed(model: ModelFile) -> list[str]:
     x = rng.integers(1, 256, (TRIAL_ROWS, config.width), np.uint8)
     seconds = {}
     for kernel in GRAPH_KERNELS:
-        name = f"{kernel}/feed"
         times = []
         try:
-            feed = Session(name, model.graphs[name], model.tensors)
+            feed = Session(model, f"{kernel}/feed")
             for _ in range(TRIAL_RUNS):
                 start = time.perf_counter()
                 feed.run(h=h, x=x)
                 times.append(time.perf_counter() - start)
-        except (ModelError, KeyError):  # as in `exact_parts`
+        except ModelError:  # as in `exact_parts`
             continue
         seconds[kernel] = min(times)
     return sorted(seconds, key=seconds.__getitem__)

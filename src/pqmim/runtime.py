@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pqmim.errors import ConfigError, ModelError
-from pqmim.model_files import Graph
+from pqmim.model_files import ModelFile
 from pqmim.options import Device
 
 MAX_THREADS = 8
@@ -37,29 +37,30 @@ class Session:
     """One graph, ready to run; may be used by several threads at once.
 
     Args:
-        name: of the graph, for messages.
-        graph: from a model file.
-        tensors: of the model file.
+        model: file that has the graph and its weights.
+        name: of the graph.
         layer: that "{layer}" stands for in the names of the graph's weights.
         threads: that work on one run.
         providers: of ONNX Runtime.
         level: how far ONNX Runtime may rewrite the graph: "off", "basic", "extended" or "all".
 
     Raises:
-        ModelError: graph and tensors do not fit together.
+        ModelError: there is no such graph, or it does not fit the weights.
     """
 
     def __init__(
         self,
+        model: ModelFile,
         name: str,
-        graph: Graph,
-        tensors: Mapping[str, NDArray[Any]],
         *,
         layer: int = 0,
         threads: int = 1,
         providers: tuple[Any, ...] = CPU_PROVIDERS,
         level: str = "basic",
     ) -> None:
+        if name not in model.graphs:
+            raise ModelError(f"the model lacks the graph {name}")
+        graph = model.graphs[name]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -67,14 +68,14 @@ class Session:
         options.graph_optimization_level = _LEVELS[level]
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            weights = {init: tensors[tensor.format(layer=layer)] for init, tensor in graph.weights.items()}
+            weights = {init: model.tensors[tensor.format(layer=layer)] for init, tensor in graph.weights.items()}
             self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
             options.add_external_initializers(list(weights), self._weights)
             self._session = onnxruntime.InferenceSession(
                 graph.model, options, providers=list(providers), disabled_optimizers=list(CHANGES_VALUES)
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common root of their own
-            raise ModelError(f"its graph {name} cannot be used: {_first_line(error)}") from error
+            raise ModelError(f"the graph {name} of the model cannot be used: {_first_line(error)}") from error
         self.name = name
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
@@ -90,7 +91,7 @@ class Session:
         except Exception as error:
             if "alloc" in str(error).lower():  # how ONNX Runtime says it
                 raise MemoryError(_first_line(error)) from error
-            raise ModelError(f"its graph {self.name} failed: {_first_line(error)}") from error
+            raise ModelError(f"the graph {self.name} of the model failed: {_first_line(error)}") from error
         return outputs
 
 

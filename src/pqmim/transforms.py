@@ -117,8 +117,7 @@ class Transforms:
         return self._session("synthesis_vjp")
 
     def _session(self, name: str) -> Session:
-        graph = self._model.graphs[name]
-        return Session(name, graph, self._model.tensors, threads=self._threads, providers=self._providers, level="all")
+        return Session(self._model, name, threads=self._threads, providers=self._providers, level="all")
 
 
 def _crop(pixels: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """Choice of the kernel: the fastest that is exact, and one that is not is found out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -173,10 +174,10 @@ def test_a_kernel_without_an_implementation_is_passed_over(monkeypatch: pytest.M
     """As where ONNX Runtime lacks an operator: no session is made."""
 
     class Missing(Session):
-        def __init__(self, name: str, *args: Any, **options: Any) -> None:
+        def __init__(self, model: ModelFile, name: str, **options: Any) -> None:
             if name.startswith("qgemm"):
                 raise ModelError("no such operator")
-            super().__init__(name, *args, **options)
+            super().__init__(model, name, **options)
 
     monkeypatch.setattr(entropy_kernels, "Session", Missing)
     assert exact_kernels(model_file()) == ("matmulinteger", "float32", "numpy")
@@ -205,6 +206,15 @@ def test_a_gpu_is_trusted_if_it_answers_rightly(answers_rightly: bool, monkeypat
     assert model.kernel == ("float32" if answers_rightly else "matmulinteger")
     assert len(asked) == (1 if answers_rightly else 2)
     assert hash_of(coded_frequencies(model, 3, 4)) == hash_of(coded_frequencies(exact_model("numpy"), 3, 4))
+
+
+def test_a_model_may_lack_the_graphs_of_a_kernel() -> None:
+    for lacking in ("qgemm", "qgemm/head.1"):
+        graphs = {name: graph for name, graph in model_file().graphs.items() if not name.startswith(lacking)}
+        model = replace(model_file(), graphs=graphs)
+        assert "matmulinteger" in exact_kernels(model)
+        assert "qgemm" not in exact_kernels(model)
+        assert ExactEntropyModel(model, Workers(1)).kernel != "qgemm"
 
 
 def test_memory_that_runs_out_is_not_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -23,7 +24,7 @@ GRAPHS_HERE = [kernel for kernel in HERE if kernel in GRAPH_KERNELS]
 
 
 def session(name: str, tensors: dict[str, NDArray[Any]] | None = None) -> Session:
-    return Session(name, model_file().graphs[name], tensors or model_file().tensors)
+    return Session(replace(model_file(), tensors=tensors or model_file().tensors), name)
 
 
 def in_numpy(function: np.ufunc) -> Callable[..., NDArray[Any]]:
