@@ -1,0 +1,284 @@
+"""Networks at run time: sessions, the threads that run them, devices."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pqmim.errors import ConfigError, ModelError
+from pqmim.model_files import MODEL_FILE, Graph, ModelFile, load_model
+from pqmim.options import Device
+from pqmim.runtime import MAX_THREADS, Session, Workers, default_threads, providers_of, resolve_device
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> ModelFile:
+    return load_model(tiny_model / MODEL_FILE)
+
+
+def z(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, 12, 3, 4)).astype(np.float32)
+
+
+# -- sessions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_has_the_outputs_of_its_graph(model: ModelFile) -> None:
+    session = Session(model, "synthesis")
+    assert session.name == "synthesis"
+    outputs = session.run(z=z())
+    assert len(outputs) == len(session.outputs) == 1
+    assert outputs[0].shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sessions_do_not_spin_and_have_the_threads_that_were_asked_for(model: ModelFile, threads: int) -> None:
+    options = Session(model, "analysis", threads=threads)._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.intra_op_num_threads == threads
+    assert options.inter_op_num_threads == 1
+
+
+def test_a_session_may_be_shared_by_threads(model: ModelFile) -> None:
+    session = Session(model, "synthesis")
+    expected = [session.run(z=z(seed))[0] for seed in range(8)]
+    with ThreadPoolExecutor(4) as executor:
+        for _ in range(3):
+            found = list(executor.map(lambda seed: session.run(z=z(seed))[0], range(8)))
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_layers_share_a_graph_and_have_weights_of_their_own(model: ModelFile) -> None:
+    rng = np.random.default_rng(0)
+    h, x = rng.normal(size=(5, 32)).round().astype(np.float32), rng.integers(1, 256, (5, 32), np.uint8)
+    outputs = [Session(model, "float32/feed", layer=layer).run(h=h, x=x)[1] for layer in (0, 1)]
+    assert not np.array_equal(*outputs)
+
+
+def test_a_session_keeps_its_weights(tiny_model: Path) -> None:
+    """Also when the model file that it was made of is gone."""
+    session = Session(load_model(tiny_model / MODEL_FILE), "synthesis")
+    expected = session.run(z=z())[0]
+    [load_model(tiny_model / MODEL_FILE) for _ in range(3)]  # where the first one was
+    assert np.array_equal(session.run(z=z())[0], expected)
+
+
+def changed(model: ModelFile, **tensors: np.ndarray | None) -> ModelFile:
+    kept = {name: tensor for name, tensor in (model.tensors | tensors).items() if tensor is not None}
+    return replace(model, tensors=kept)
+
+
+def test_graphs_and_weights_that_do_not_fit(model: ModelFile) -> None:
+    (name,) = {tensor for tensor in model.graphs["synthesis"].weights.values() if tensor.endswith("synthesis.linear")}
+    weight = model.tensors[name]
+    for wrong in (None, weight.astype(np.float32), weight[:-1]):
+        with pytest.raises(ModelError, match="the graph synthesis of the model cannot be used: ") as caught:
+            Session(changed(model, **{name: wrong}), "synthesis")
+        assert "\n" not in str(caught.value)
+    graph = model.graphs["synthesis"]
+    for wrong_graph in (b"", b"no graph", graph.model[: len(graph.model) // 2]):
+        broken = replace(model, graphs={"synthesis": Graph(wrong_graph, graph.weights)})
+        with pytest.raises(ModelError, match="the graph synthesis of the model cannot be used: ") as caught:
+            Session(broken, "synthesis")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="the model lacks the graph dream"):
+        Session(model, "dream")
+
+
+def test_what_goes_wrong_in_a_run(model: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(model, "synthesis")
+    with pytest.raises(ModelError, match="the graph synthesis of the model failed: ") as caught:
+        session.run(z=z()[:, :5])
+    assert "\n" not in str(caught.value)
+
+    class Full:
+        def run(self, *args: object) -> None:
+            raise RuntimeError("bad allocation\nof 5 GB")
+
+    monkeypatch.setattr(session, "_session", Full())
+    with pytest.raises(MemoryError, match=r"^bad allocation$"):
+        session.run(z=z())
+
+
+@pytest.mark.parametrize("level", ["off", "basic", "extended", "all"])
+def test_levels_of_rewriting_change_no_more_than_a_rounding(model: ModelFile, level: str) -> None:
+    expected = Session(model, "synthesis").run(z=z())[0].astype(int)
+    assert np.abs(Session(model, "synthesis", level=level).run(z=z())[0] - expected).max() <= 1
+
+
+def test_nothing_is_said_on_standard_error(model: ModelFile, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither about hardware nor about graphs that cannot be used, which is raised."""
+    with pytest.raises(ModelError):
+        Session(replace(model, graphs={"broken": Graph(b"no graph", {})}), "broken")
+    with pytest.raises(ModelError):
+        Session(model, "synthesis").run(z=z()[:, :5])
+    assert capfd.readouterr() == ("", "")
+
+
+# -- model files from anywhere --------------------------------------------------------------------------------------
+
+
+def test_files_may_be_renamed_read_only_or_in_memory(tiny_model: Path, model: ModelFile, tmp_path: Path) -> None:
+    """The weights of the graphs are found wherever the file is."""
+    expected = Session(model, "synthesis").run(z=z())[0]
+    data = (tiny_model / MODEL_FILE).read_bytes()
+    renamed = tmp_path / "another name.bin"
+    renamed.write_bytes(data)
+    renamed.chmod(0o400)
+    tmp_path.chmod(0o500)
+    try:
+        loaded = load_model(renamed)
+    finally:
+        tmp_path.chmod(0o700)
+    renamed.unlink()  # nothing is read later
+    for source in (loaded, load_model(data), load_model(bytes(bytearray(data)))):
+        assert np.array_equal(Session(source, "synthesis").run(z=z())[0], expected)
+
+
+# -- workers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_come_in_the_order_of_the_items(threads: int) -> None:
+    workers = Workers(threads)
+    later = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0 and threads > 1:
+            assert later.wait(30)  # the first is done last
+        if item == 1:
+            later.set()
+        return item**2
+
+    assert list(workers.map(work, range(20))) == [item**2 for item in range(20)]
+    assert list(workers.map(work, [])) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_work_is_done_by_as_many_threads(threads: int) -> None:
+    workers = Workers(threads)
+    barrier = threading.Barrier(threads)
+    used: set[int] = set()
+
+    def work(item: int) -> None:
+        used.add(threading.get_ident())
+        barrier.wait(30)
+
+    workers.run(work, range(2 * threads))
+    assert len(used) == threads
+    assert (threading.get_ident() in used) == (threads == 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_only_a_few_items_are_worked_on_ahead(threads: int) -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for item in range(100):
+            taken += 1
+            yield item
+
+    for index, _ in enumerate(Workers(threads).map(lambda item: item, items()), 1):
+        ahead = 0 if threads == 1 else threads
+        assert index <= taken <= index + ahead
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_raised_reaches_the_caller_and_the_workers_go_on(threads: int) -> None:
+    workers = Workers(threads)
+
+    def work(item: int) -> None:
+        if item == 3:
+            raise ValueError("item 3")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="item 3"):
+            workers.run(work, range(10))
+    with pytest.raises(ValueError, match="item 3"):
+        workers.run(work, [3])
+    results = workers.map(lambda item: 6 // (3 - item), range(9))
+    assert [next(results) for _ in range(3)] == [2, 3, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    done: list[int] = []
+    workers.run(done.append, range(10))
+    assert sorted(done) == list(range(10))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_one_item_is_done_by_the_caller(threads: int) -> None:
+    by: list[int] = []
+    Workers(threads).run(lambda item: by.append(threading.get_ident()), [0])
+    assert by == [threading.get_ident()]
+
+
+def test_several_callers_share_the_workers() -> None:
+    workers = Workers(2)
+    with ThreadPoolExecutor(4) as executor:
+        found = executor.map(lambda seed: list(workers.map(lambda item: item + seed, range(50))), range(20))
+        assert list(found) == [[item + seed for item in range(50)] for seed in range(20)]
+
+
+@given(st.integers(0, 5000), st.integers(1, 600), st.integers(1, 9))
+def test_chunks(count: int, size: int, threads: int) -> None:
+    """In order, complete, none too large, about equal, as many for each thread if there are enough rows."""
+    workers = Workers.__new__(Workers)  # without starting threads
+    workers.threads = threads
+    chunks = workers.chunks(count, size)
+    rows = [row for chunk in chunks for row in range(chunk.start, chunk.stop)]
+    assert rows == list(range(count))
+    lengths = [chunk.stop - chunk.start for chunk in chunks]
+    if count:
+        assert 1 <= min(lengths) <= max(lengths) <= size
+        assert max(lengths) - min(lengths) <= 1
+        assert len(chunks) % threads == 0 or len(chunks) == count
+        assert len(chunks) < count / size + threads + 1
+
+
+# -- threads and devices --------------------------------------------------------------------------------------------
+
+
+def test_default_threads_are_the_cores_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cores(number: int) -> Callable[[int], set[int]]:
+        return lambda pid: set(range(number))
+
+    for number, expected in ((1, 1), (3, 3), (MAX_THREADS, MAX_THREADS), (64, MAX_THREADS)):
+        monkeypatch.setattr(os, "sched_getaffinity", cores(number), raising=False)
+        assert default_threads() == expected
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
+    for number, expected in ((None, 1), (2, 2), (64, MAX_THREADS)):
+        monkeypatch.setattr(os, "cpu_count", lambda number=number: number)
+        assert default_threads() == expected
+
+
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_devices(monkeypatch: pytest.MonkeyPatch, has_cuda: bool) -> None:
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"] if has_cuda else ["CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    assert resolve_device("cpu") is Device.CPU
+    assert resolve_device("auto") is (Device.CUDA if has_cuda else Device.CPU)
+    with pytest.raises(ConfigError, match="device must be auto, cpu or cuda, not 'tpu'"):
+        resolve_device("tpu")
+    if has_cuda:
+        assert resolve_device("cuda") is Device.CUDA
+    else:
+        with pytest.raises(
+            ConfigError, match=r"has no CUDA.*without the package onnxruntime.*'pqmim\[gpu\]'"
+        ) as caught:
+            resolve_device("cuda")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_multiplies_in_full_precision() -> None:
+    """And what it cannot do is done by the CPU."""
+    assert providers_of(Device.CPU) == ("CPUExecutionProvider",)
+    assert providers_of(Device.CUDA) == (("CUDAExecutionProvider", {"use_tf32": 0}), "CPUExecutionProvider")
