@@ -5,25 +5,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import make_tiny_tokenizer, synthetic_photo
-from exact_model import CONFIG, NUM_CODEWORDS, NUM_LEVELS, RUNS, exact_model
+from exact_model import CONFIG, NUM_CODEWORDS, NUM_LEVELS, RUNS, exact_model, model_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pictures import synthetic_photo
 from PIL import Image
-from torch import Tensor
 
 from pqmim.bitstream import parse
 from pqmim.codec import Codec, load_codec
+from pqmim.entropy_kernels import exact_kernels
 from pqmim.errors import DamagedFileError, TokenCheckError
-from pqmim.exact_inference import ExactEntropyModel, exact_kernels
+from pqmim.exact_entropy import ExactEntropyModel
+from pqmim.exact_numpy import Activations
+from pqmim.model_files import MODEL_FILE, load_model
+from pqmim.quantizer import ProductQuantizer, Tokens
 from pqmim.range_coding import PRECISION, PrefixReader, TokenReader, TokenWriter
+from pqmim.runtime import Workers
 from pqmim.schedule import Schedule, positions_of
 from pqmim.token_coding import (
     BUDGET_REACH,
     CHUNK_TOKENS,
     FREE_SHARE,
     Budget,
+    Frequencies,
     GivenTokens,
     PrefixWriter,
     RateDistortionChoice,
@@ -33,23 +38,21 @@ from pqmim.token_coding import (
     code_tokens,
 )
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def model() -> ExactEntropyModel:
     return exact_model()
 
 
-def written(model: ExactEntropyModel, tokens: Tensor, level: int = 1) -> bytes:
+def written(model: ExactEntropyModel, tokens: Tokens, level: int = 1) -> bytes:
     writer = TokenWriter()
     grid = code_tokens(model, writer, tokens.shape[1], tokens.shape[2], level, GivenTokens(tokens))
     assert grid.is_complete
-    assert torch.equal(grid.tokens, tokens)
+    assert np.array_equal(grid.tokens, tokens)
     return writer.finish()
 
 
-def read(model: ExactEntropyModel, payload: bytes, height: int, width: int, level: int = 1) -> Tensor:
+def read(model: ExactEntropyModel, payload: bytes, height: int, width: int, level: int = 1) -> Tokens:
     reader = TokenReader(payload)
     grid = code_tokens(model, reader, height, width, level)
     assert grid.is_complete
@@ -57,9 +60,9 @@ def read(model: ExactEntropyModel, payload: bytes, height: int, width: int, leve
     return grid.tokens
 
 
-def random_tokens(height: int, width: int, seed: int) -> Tensor:
+def random_tokens(height: int, width: int, seed: int) -> Tokens:
     shape = (len(RUNS), height, width)
-    return torch.randint(NUM_CODEWORDS, shape, generator=torch.Generator().manual_seed(seed))
+    return np.random.default_rng(seed).integers(NUM_CODEWORDS, size=shape)
 
 
 def coding_order(height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -75,21 +78,39 @@ def coding_order(height: int, width: int) -> Iterator[tuple[int, int]]:
 def test_round_trip(model: ExactEntropyModel, height: int, width: int, seed: int, kind: str) -> None:
     tokens = random_tokens(height, width, seed)
     if kind == "zero":
-        tokens.zero_()
+        tokens[:] = 0
     elif kind == "last":
-        tokens.fill_(NUM_CODEWORDS - 1)
+        tokens[:] = NUM_CODEWORDS - 1
     level = seed % NUM_LEVELS
     payload = written(model, tokens, level)
-    assert torch.equal(read(model, payload, height, width, level), tokens)
+    assert np.array_equal(read(model, payload, height, width, level), tokens)
 
 
 def test_every_kernel_writes_and_reads_the_same() -> None:
     tokens = random_tokens(7, 6, 0)
-    models = [exact_model(kernel) for kernel in exact_kernels(CPU)]
+    models = [exact_model(kernel) for kernel in exact_kernels(model_file())]
     payloads = {written(model, tokens) for model in models}
     assert len(payloads) == 1
     for model in models:
-        assert torch.equal(read(model, *payloads, 7, 6), tokens)
+        assert np.array_equal(read(model, *payloads, 7, 6), tokens)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_write_and_read_the_same(
+    model: ExactEntropyModel, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where coding ends while frequencies are computed ahead."""
+    tokens = random_tokens(9, 8, 5)
+    payload = written(model, tokens)
+    part = code_tokens(model, PrefixReader(payload[:50]), 9, 8, 1)
+    monkeypatch.setattr("pqmim.token_coding.CHUNK_TOKENS", 10)
+    several = exact_model(threads=threads)
+    assert written(several, tokens) == payload
+    assert np.array_equal(read(several, payload, 9, 8), tokens)
+    for _ in range(5):
+        found = code_tokens(several, PrefixReader(payload[:50]), 9, 8, 1)
+        assert np.array_equal(found.known, part.known)
+        assert np.array_equal(found.tokens, part.tokens)
 
 
 def test_another_level_does_not_read_the_tokens(model: ExactEntropyModel) -> None:
@@ -99,7 +120,7 @@ def test_another_level_does_not_read_the_tokens(model: ExactEntropyModel) -> Non
         misread = read(model, payload, 7, 6, 2)
     except DamagedFileError:
         return
-    assert not torch.equal(misread, tokens)
+    assert not np.array_equal(misread, tokens)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 40, 100])
@@ -113,21 +134,21 @@ def test_chunks_bound_memory_and_nothing_else(
     sizes = []
     original = ExactEntropyModel.frequencies
 
-    def watched(self: ExactEntropyModel, head: Tensor, *args: int, **kwargs: float) -> Tensor:
+    def watched(self: ExactEntropyModel, head: Activations, *args: int, **kwargs: float) -> Frequencies:
         sizes.append(head.shape[0] * head.shape[1])
         return original(self, head, *args, **kwargs)
 
     monkeypatch.setattr(ExactEntropyModel, "frequencies", watched)
     assert written(model, tokens) == payload
     assert max(sizes) <= chunk
-    assert torch.equal(read(model, payload, 8, 9), tokens)
+    assert np.array_equal(read(model, payload, 8, 9), tokens)
     part = code_tokens(model, PrefixReader(payload[: len(payload) // 2]), 8, 9, 1)
     monkeypatch.undo()
-    assert torch.equal(code_tokens(model, PrefixReader(payload[: len(payload) // 2]), 8, 9, 1).known, part.known)
+    assert np.array_equal(code_tokens(model, PrefixReader(payload[: len(payload) // 2]), 8, 9, 1).known, part.known)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 20), st.integers(0, 3000), st.integers(1, 3000))
+@given(st.integers(1, 20), st.integers(1, 3000), st.integers(1, 3000))
 def test_blocks_cut_a_step_in_coding_order(num_subquantizers: int, num_positions: int, chunk: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pqmim.token_coding.CHUNK_TOKENS", chunk)
@@ -149,19 +170,19 @@ def test_tokens_are_coded_in_the_documented_order(model: ExactEntropyModel) -> N
             return coded
 
     code_tokens(model, Recorder(), 5, 6, 1, GivenTokens(tokens))
-    assert sent == [int(tokens.flatten(1)[m, position]) for m, position in coding_order(5, 6)]
+    assert sent == [int(tokens[m].flat[position]) for m, position in coding_order(5, 6)]
 
 
 def test_payload_is_as_long_as_the_frequencies_say(model: ExactEntropyModel) -> None:
     tokens = random_tokens(12, 12, 2)
-    table = bits_table(CPU).double()
+    table = bits_table().astype(np.float64)
     bits = 0.0
 
     class Counting(GivenTokens):
-        def __call__(self, first: int, positions: Tensor, frequencies: Tensor) -> Tensor:
+        def __call__(self, first: int, positions: NDArray[np.int64], frequencies: Frequencies) -> Tokens:
             nonlocal bits
             chosen = super().__call__(first, positions, frequencies)
-            bits += float(table[frequencies.gather(2, chosen[:, :, None])].sum())
+            bits += float(table[np.take_along_axis(frequencies, chosen[:, :, None], 2)].sum())
             return chosen
 
     code_tokens(model, TokenWriter(), 12, 12, 1, Counting(tokens))
@@ -170,11 +191,11 @@ def test_payload_is_as_long_as_the_frequencies_say(model: ExactEntropyModel) -> 
 
 
 def test_bits_of_frequencies() -> None:
-    table = bits_table(CPU)
+    table = bits_table()
     assert table[1] == 16
     assert table[1 << 15] == 1
     assert table[1 << 16] == 0
-    assert torch.isinf(table[0])
+    assert np.isinf(table[0])
 
 
 # -- parts of a grid ------------------------------------------------------------------------------------------------
@@ -192,8 +213,8 @@ def test_a_prefix_of_the_payload_gives_the_leading_tokens(
     number = int(grid.known.sum())
     order = list(coding_order(height, width))
     for index, (m, position) in enumerate(order):
-        assert bool(grid.known.flatten(1)[m, position]) == (index < number)
-        assert int(grid.tokens.flatten(1)[m, position]) == (tokens.flatten(1)[m, position] if index < number else 0)
+        assert bool(grid.known[m].flat[position]) == (index < number)
+        assert int(grid.tokens[m].flat[position]) == (tokens[m].flat[position] if index < number else 0)
     assert grid.known_share == pytest.approx(number / len(order))
     if prefix:
         shorter = code_tokens(model, PrefixReader(prefix[:-1]), height, width, 1)
@@ -211,7 +232,7 @@ def test_a_prefix_writer_sends_that_many_tokens(
     tokens = random_tokens(height, width, seed)
     sizes = [(step.last - step.first) * len(positions_of(step, height, width)) for step in model.schedule.steps]
     ends = np.cumsum(sizes).tolist()
-    limit = data.draw(st.sampled_from(ends) | st.integers(0, tokens.numel() + 3))
+    limit = data.draw(st.sampled_from(ends) | st.integers(0, tokens.size + 3))
     writer = PrefixWriter(limit)
     grid = code_tokens(model, writer, height, width, 1, GivenTokens(tokens))
     assert grid.is_complete  # the encoder goes on: its choices need all tokens
@@ -219,8 +240,8 @@ def test_a_prefix_writer_sends_that_many_tokens(
     assert written(model, tokens).ljust(len(payload), b"\0").startswith(payload)
     found = code_tokens(model, PrefixReader(payload), height, width, 1)
     number = int(found.known.sum())
-    assert number >= min(limit, tokens.numel())  # the last byte may tell some more
-    assert torch.equal(found.tokens[found.known], tokens[found.known])
+    assert number >= min(limit, tokens.size)  # the last byte may tell some more
+    assert np.array_equal(found.tokens[found.known], tokens[found.known])
     if payload:
         shorter = code_tokens(model, PrefixReader(payload[:-1]), height, width, 1)
         assert int(shorter.known.sum()) < limit
@@ -280,37 +301,45 @@ def test_a_budget_that_is_exhausted() -> None:
     assert Budget(50.0, [0.0, 0.0]).share([0.0]) == 0  # a plan that costs nothing
 
 
-def choice_after_a_block(budget: Budget | None, w: Tensor) -> tuple[RateDistortionChoice, Tensor]:
+@pytest.fixture(scope="module")
+def quantizer(tiny_model: Path) -> ProductQuantizer:
+    return ProductQuantizer(load_model(tiny_model / MODEL_FILE).tensors, Workers(1))
+
+
+def choice_after_a_block(
+    quantizer: ProductQuantizer, budget: Budget | None, w: NDArray[np.float32]
+) -> tuple[RateDistortionChoice, Tokens]:
     """A choice with a first block behind it, and the tokens of a second one, at frequencies drawn at random."""
-    generator = torch.Generator().manual_seed(0)
-    quantizer = make_tiny_tokenizer().quantizer.requires_grad_(False)
-    z = torch.randn(1, quantizer.num_channels, 50, 40, generator=generator) * 8
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(1, len(quantizer.default), 50, 40)) * 8).astype(np.float32)
     choice = RateDistortionChoice(quantizer, z, w, 2, budget, static_share=0.0)
-    logits = torch.randn(2, 2000, quantizer.num_codewords, generator=generator)
-    frequencies = (logits.softmax(2) * 60_000).int() + 1
+    masses = np.exp(rng.normal(size=(2, 2000, quantizer.num_codewords)))
+    frequencies = (masses / masses.sum(2, keepdims=True) * 60_000).astype(np.int32) + 1
     frequencies[:, :, 0] += (1 << PRECISION) - frequencies.sum(2)
-    positions = torch.randperm(2000, generator=generator)
+    positions = rng.permutation(2000)
     choice(0, positions, frequencies[:1])
     return choice, choice(1, positions, frequencies)
 
 
-TRADE_OFFS = torch.linspace(3, 30, 2000)
+TRADE_OFFS = np.linspace(3, 30, 2000, dtype=np.float32)
 
 
 @pytest.mark.parametrize("share", [0.93, 0.97, 1.0, 1.03, 1.06])
-def test_a_choice_hits_its_share_of_a_budget(share: float) -> None:
-    spent = choice_after_a_block(None, TRADE_OFFS)[0].spent
-    bound, _ = choice_after_a_block(Budget(spent[0] + share * spent[1], [1.0, 1.0]), TRADE_OFFS)
+def test_a_choice_hits_its_share_of_a_budget(quantizer: ProductQuantizer, share: float) -> None:
+    spent = choice_after_a_block(quantizer, None, TRADE_OFFS)[0].spent
+    bound, _ = choice_after_a_block(quantizer, Budget(spent[0] + share * spent[1], [1.0, 1.0]), TRADE_OFFS)
     assert bound.spent[0] == spent[0]  # too early to be changed
     assert bound.spent[1] == pytest.approx(share * spent[1], rel=0.01)
 
 
 @pytest.mark.parametrize(("share", "factor"), [(0.5, BUDGET_REACH), (2.0, 1 / BUDGET_REACH)])
-def test_a_choice_changes_the_trade_off_no_further_than_it_may(share: float, factor: float) -> None:
-    spent = choice_after_a_block(None, TRADE_OFFS)[0].spent
-    bound, tokens = choice_after_a_block(Budget(spent[0] + share * spent[1], [1.0, 1.0]), TRADE_OFFS)
-    limit, tokens_at_the_limit = choice_after_a_block(None, TRADE_OFFS * factor)
-    assert torch.equal(tokens, tokens_at_the_limit)
+def test_a_choice_changes_the_trade_off_no_further_than_it_may(
+    quantizer: ProductQuantizer, share: float, factor: float
+) -> None:
+    spent = choice_after_a_block(quantizer, None, TRADE_OFFS)[0].spent
+    bound, tokens = choice_after_a_block(quantizer, Budget(spent[0] + share * spent[1], [1.0, 1.0]), TRADE_OFFS)
+    limit, tokens_at_the_limit = choice_after_a_block(quantizer, None, TRADE_OFFS * np.float32(factor))
+    assert np.array_equal(tokens, tokens_at_the_limit)
     assert bound.spent[1] == limit.spent[1]
 
 
@@ -335,9 +364,9 @@ def test_a_frequency_that_is_off_by_one_is_refused(
     original = ExactEntropyModel.frequencies
     calls = 0
 
-    def spoilt(self: ExactEntropyModel, head: Tensor, level: int, first: int) -> Tensor:
+    def spoilt(self: ExactEntropyModel, head: Activations, level: int, first: int) -> Frequencies:
         nonlocal calls
-        frequencies = original(self, head, level, first).clone()
+        frequencies = original(self, head, level, first).copy()
         if calls == step_to_spoil:  # one call a step: the grid is small
             step = self.schedule.steps[calls]
             token = int(tokens[step.first].flat[positions_of(step, *tokens.shape[1:])[0]])
