@@ -1,9 +1,12 @@
 """Recipes: what is read, what is refused, and with which words."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
+import pqmim.training
 from pqmim.config import (
     AutoencoderConfig,
     EntropyModelConfig,
@@ -11,7 +14,7 @@ from pqmim.config import (
     QuantizerConfig,
     TokenizerConfig,
 )
-from pqmim.errors import ConfigError
+from pqmim.errors import ConfigError, MissingExtraError
 from pqmim.training.recipes import EntropyTraining, TokenizerTraining, load_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -112,3 +115,10 @@ def test_quality_is_log_linear_in_w() -> None:
     for bad in (-0.1, 100.1, float("nan")):
         with pytest.raises(ValueError, match="0 to 100"):
             quality.w(bad)
+
+
+@pytest.mark.parametrize("package", ["torch", "onnx", "pydantic", "omegaconf"])
+def test_training_without_its_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package} is not installed; run: pip install 'pqmim\[train\]'"):
+        importlib.reload(pqmim.training)
