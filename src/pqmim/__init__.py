@@ -113,7 +113,7 @@ def encode(
     _check_type("options", options, (EncodeOptions, type(None)), "EncodeOptions or None")
     _check_type("model", model, (str, os.PathLike), "a name or a path")
     _check_type("device", device, str, "a string")
-    codec = _codec(os.fspath(model), device)
+    codec = _codec(os.fspath(model), device, os.getpid())
     return codec.encode(
         _readable(image), quality=quality, target_bytes=target_bytes, target_bpp=target_bpp, options=options
     )
@@ -152,7 +152,7 @@ def decode(
         from pqmim.model_files import shipped_model_of
 
         model = shipped_model_of(parse(content).model_id).name
-    return _codec(os.fspath(model), device).decode(content, options=options)
+    return _codec(os.fspath(model), device, os.getpid()).decode(content, options=options)
 
 
 def _check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
@@ -195,8 +195,8 @@ def _content(data: bytes | str | PathLike[str] | BinaryIO) -> bytes:
 
 
 @lru_cache(maxsize=2)
-def _codec(model: str, device: str) -> Codec:
-    """Load a codec once for many calls."""
+def _codec(model: str, device: str, process: int) -> Codec:
+    """Load a codec once for many calls of a process; a fork of it would have the codec but not its threads."""
     from pqmim.codec import load_codec
 
     return load_codec(model, device=device)

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,30 @@ def test_numbers_of_numpy_are_numbers(photo: Image.Image, tiny_model: Path) -> N
     assert pqmim.encode(photo, quality=np.float32(30), model=tiny_model) == right  # type: ignore[arg-type]
     limited = pqmim.encode(photo, target_bytes=np.int64(20), model=tiny_model)  # type: ignore[arg-type]
     assert len(limited) <= 20
+
+
+FORKS = """
+import multiprocessing, sys, pqmim
+
+def work(seed):
+    data = pqmim.encode(bytes_of_a_picture, model=model)
+    return pqmim.decode(data, model=model).size
+
+model = sys.argv[1]
+with open(sys.argv[2], "rb") as file:
+    bytes_of_a_picture = file.read()
+print(work(0))
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(*pool.map_async(work, range(4)).get(60))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forks_of_a_process_that_has_coded_can_code(photo: Image.Image, tiny_model: Path, tmp_path: Path) -> None:
+    photo.resize((200, 100)).save(tmp_path / "a.png")
+    command = [sys.executable, "-c", FORKS, str(tiny_model), str(tmp_path / "a.png")]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["(200, 100)", " ".join(4 * ["(200, 100)"])]
 
 
 @pytest.mark.parametrize("quality", [-1, 100.5, float("nan")])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 STRIDE = 16
 QUICK_POSITIONS = 2_048
 POSITIONS_PER_BYTE = 16
-MAX_POSITIONS = 32_768
+MAX_POSITIONS = 16_384
 """`info` decodes the tokens of a partial file, to count them, only if the grid has at most MAX_POSITIONS, and at most
 QUICK_POSITIONS and POSITIONS_PER_BYTE for each byte of the payload: a few bytes must not claim minutes of work."""
 
