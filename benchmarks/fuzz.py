@@ -37,13 +37,13 @@ if HAS_ATHERIS:
     import atheris
 
     with atheris.instrument_imports(include=["pqmim", "PIL"], enable_loader_override=False):
-        from PIL import Image
+        from PIL import Image, ImageCms
 
         import pqmim.image_io
         from pqmim import bitstream
         from pqmim.errors import PqmimError
 else:
-    from PIL import Image
+    from PIL import Image, ImageCms
 
     import pqmim.image_io
     from pqmim import bitstream
@@ -97,6 +97,7 @@ def seeds() -> list[bytes]:
     """Small files of many formats."""
     image = Image.linear_gradient("L").resize((20, 14)).convert("RGB")
     grey = image.convert("L")
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     files = [path.read_bytes() for path in sorted(GOLDEN.glob("*.pqm")) if path.stat().st_size < MAX_BYTES]
     options: list[tuple[Image.Image, str, dict[str, object]]] = [
         *(
@@ -109,6 +110,8 @@ def seeds() -> list[bytes]:
         (image, "JPEG", {"exif": exif(), "progressive": True}),
         (image.convert("CMYK"), "JPEG", {}),
         (image, "PNG", {"exif": exif()}),
+        (image, "WEBP", {"icc_profile": icc}),
+        (grey, "TIFF", {"icc_profile": icc}),
         (image.quantize(16), "PNG", {"transparency": 3}),
         (image.convert("RGBA"), "PNG", {}),
         (image, "TIFF", {"compression": "tiff_lzw"}),

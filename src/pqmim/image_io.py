@@ -7,6 +7,7 @@ by one of Pillow's formats; the color is the business of the codec.
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,7 +18,7 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from pqmim.bitstream import MAX_DIMENSION
-from pqmim.errors import DamagedFileError, ImageError, LimitError
+from pqmim.errors import DamagedFileError, ImageError, LimitError, PqmimError
 from pqmim.image_files.color import to_srgb
 from pqmim.image_files.icc import convert_with_profile, ink_to_srgb
 from pqmim.image_files.opening import one_line, one_line_errors, open_with_pillow, read_samples, samples_of
@@ -70,7 +71,9 @@ def load_picture(image: ImageLike, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> P
     Raises:
         PqmimError: out of memory.
         ImageError: not an image, damaged, or of a kind that has no defined meaning as sRGB.
-        LimitError: more than `max_pixels` pixels, or a side above MAX_DIMENSION; found before they are decoded.
+        LimitError: more than `max_pixels` pixels, or a side above `bitstream.MAX_DIMENSION`; found before they are
+            decoded.
+        TypeError: no image at all.
     """
 
     def check_size(width: int, height: int) -> None:
@@ -78,13 +81,13 @@ def load_picture(image: ImageLike, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> P
 
     if isinstance(image, np.ndarray):
         return _picture_from_array(image, check_size)
+    data, suffix = (b"", "") if isinstance(image, Image.Image) else _content(image)
     with one_line_errors():
         if isinstance(image, Image.Image):
             check_size(image.width, image.height)
             file = _file_of(image)
             samples = _samples_of_pillow(image) if file is None else read_samples(file, "", check_size)
         else:
-            data, suffix = _content(image)
             samples = read_samples(data, suffix, check_size)
         rgb = _to_srgb(samples)
         alpha = samples.alpha
@@ -188,17 +191,28 @@ def decode_alpha(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
 
 def _content(image: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[bytes, str]:
     """Return the bytes of a file and the suffix of its name."""
-    if isinstance(image, bytes):
-        return image, ""
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image), ""
+    if not isinstance(image, (str, os.PathLike)) and not hasattr(image, "read"):
+        raise TypeError(
+            f"a path, bytes, a binary file, a Pillow image or an array is needed, not {type(image).__name__}"
+        )
     try:
         if isinstance(image, (str, os.PathLike)):
             path = Path(image)
             return path.read_bytes(), path.suffix.lower()
-        return image.read(), ""
+        with suppress(OSError):  # a pipe has one direction
+            image.seek(0)
+        data = image.read()
+    except MemoryError as error:
+        raise PqmimError("out of memory") from error
     except OSError as error:
         raise ImageError(error.strerror or one_line(error)) from error
     except ValueError as error:  # a name with a null byte, a closed file
         raise ImageError(one_line(error)) from error
+    if not isinstance(data, bytes):
+        raise TypeError("the file must be open in binary mode")
+    return data, ""
 
 
 def _file_of(image: Image.Image) -> bytes | None:

@@ -1,6 +1,7 @@
 """Images in and out: every mode, orientation, profiles, alpha, and refusals in one line."""
 
 import io
+import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -239,6 +240,25 @@ def test_arrays_that_are_no_images(array: NDArray[Any], cause: str) -> None:
     with pytest.raises(ImageError, match=cause) as error:
         load_picture(array)
     assert one_line(error)
+
+
+def test_files_are_read_from_their_beginning_and_pipes_as_they_are() -> None:
+    rgb = gradient()
+    file = io.BytesIO()
+    save_png(Image.fromarray(rgb), file)
+    assert (load_picture(file).rgb == rgb).all()
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as pipe:
+        pipe.write(file.getvalue())
+    with os.fdopen(read_end, "rb") as pipe:
+        assert (load_picture(pipe).rgb == rgb).all()
+    assert (load_picture(bytearray(file.getvalue())).rgb == rgb).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("nothing", [None, 5, [[1, 2]], io.StringIO("text")])
+def test_what_is_no_image_at_all(nothing: Any) -> None:
+    with pytest.raises(TypeError, match=r"needed, not|binary mode"):
+        load_picture(nothing)
 
 
 def test_the_limit_is_checked_before_decoding() -> None:

@@ -270,8 +270,8 @@ def test_jpeg_xl() -> None:
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "pillow_heif", r"pip install 'pqmim\[heif\]'"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heix" + bytes(100), "pillow_heif", r"pip install 'pqmim\[heif\]'"),
-        (b"\xff\x0a" + bytes(100), "pillow_jxl", "pip install pillow-jxl-plugin"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "pillow_jxl", "pip install pillow-jxl-plugin"),
+        (b"\xff\x0a" + bytes(100), "pillow_jxl", r"pip install 'pqmim\[jxl\]'"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "pillow_jxl", r"pip install 'pqmim\[jxl\]'"),
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(100), "rawpy", r"pip install 'pqmim\[raw\]'"),
     ],
 )

@@ -190,9 +190,13 @@ def test_chromaticities() -> None:
     assert np.abs(picture.rgb - right).max() <= 1
 
 
-def test_nonsensical_chromaticities_are_ignored() -> None:
+@pytest.mark.parametrize(
+    "numbers",
+    [(0,) * 8, (31270, 32900, *(30000,) * 6), (31270, 0, 64000, 33000, 30000, 60000, 15000, 6000), (2**32 - 1,) * 8],
+)
+def test_nonsensical_chromaticities_are_ignored(numbers: tuple[int, ...]) -> None:
     rgb = gradient()
-    chunks = ((b"gAMA", (45455).to_bytes(4, "big")), (b"cHRM", bytes(32)))
+    chunks = ((b"gAMA", (45455).to_bytes(4, "big")), (b"cHRM", struct.pack(">8I", *numbers)))
     with pytest.warns(UserWarning, match="chromaticities"):
         picture = load_picture(png_file(rgb, RGB, 8, *chunks))
     assert (picture.rgb == rgb).all()

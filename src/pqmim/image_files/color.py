@@ -46,6 +46,8 @@ _HLG_SYSTEM_GAMMA = 1.2
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 _KNEE = 0.6
 """Linear light up to which tone mapping leaves all as it is."""
+_LARGEST_FACTOR = 100.0
+"""Between primaries of any use, the factors are below 5."""
 _STRIP_PIXELS = 1 << 18
 
 
@@ -117,9 +119,13 @@ def gamma_space(gamma: float, chromaticities: Chromaticities | None) -> ColorSpa
     matrix = np.eye(3)
     if chromaticities is not None and np.abs(np.subtract(chromaticities, _SRGB)).max() > 0.002:
         try:
-            matrix = primaries_to_srgb(chromaticities)
+            with np.errstate(all="ignore"):
+                matrix = primaries_to_srgb(chromaticities)
         except (np.linalg.LinAlgError, ZeroDivisionError):
+            matrix = np.full((3, 3), np.nan)
+        if not np.abs(matrix).max() < _LARGEST_FACTOR:  # also refuses NaN
             warnings.warn("the chromaticities of the PNG make no sense and are ignored", stacklevel=2)
+            matrix = np.eye(3)
     is_srgb_curve = abs(gamma * 2.2 - 1) < 0.05
     if is_srgb_curve and (matrix == np.eye(3)).all():
         return None

@@ -175,9 +175,6 @@ def _read_heif(data: bytes, check_size: CheckSize) -> Samples:
         image.load()
         samples = samples_of(image)
     samples.orientation = 1  # libheif turns pictures itself, by boxes of the file; EXIF does not count
-    code_points = item_facts(data).code_points
-    if samples.profile is None and code_points is not None:
-        samples.space = cicp_space(*code_points)
     return samples
 
 
@@ -185,7 +182,7 @@ def _read_jxl(data: bytes, check_size: CheckSize) -> Samples:
     try:
         plugin = importlib.import_module("pillow_jxl.JpegXLImagePlugin")
     except ImportError:
-        raise ImageError("a JPEG XL picture; to read those, run: pip install pillow-jxl-plugin") from None
+        raise ImageError("a JPEG XL picture; to read those, run: pip install 'pqmim[jxl]'") from None
     size = jxl_size(data)
     if size is None:
         raise ImageError("damaged image: JPEG XL without a header")
@@ -204,6 +201,7 @@ def _prepare(image: ImageFile.ImageFile, check_size: CheckSize) -> None:
     if getattr(image, "is_animated", False) and image.format != "MPO":
         warnings.warn("the image has several frames; only the first is coded", stacklevel=2)
     image.load()
+    check_size(*image.size)  # an icon is as large as what it holds
 
 
 def samples_of(image: Image.Image) -> Samples:
@@ -215,6 +213,9 @@ def samples_of(image: Image.Image) -> Samples:
         samples.orientation = orientation_of(exif)
         if samples.profile is None and is_adobe_rgb(exif):
             samples.space = adobe_rgb()
+    code_points = image.info.get("nclx_profile")  # as pillow-heif calls them
+    if samples.profile is None and isinstance(code_points, dict):
+        samples.space = cicp_space(code_points["color_primaries"], code_points["transfer_characteristics"])
     if samples.profile is None and "gamma" in image.info and "srgb" not in image.info:
         samples.space = gamma_space(image.info["gamma"], image.info.get("chromaticity"))
     if samples.orientation == 1 and not exif and isinstance(xmp, bytes):

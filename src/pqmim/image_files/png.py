@@ -239,4 +239,4 @@ def _joined(chunks: list[tuple[bytes, memoryview]]) -> bytes:
 
 
 def _name(kind: bytes) -> str:
-    return kind.decode("ascii", "backslashreplace")
+    return kind.decode("ascii") if kind.isalpha() else kind.hex()
