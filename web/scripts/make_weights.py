@@ -1,0 +1,151 @@
+"""Make the weights that the page loads from model files of pqmim.
+
+    python web/scripts/make_weights.py [MODEL...]
+
+A model is the name of a shipped one or a path; without any, all shipped ones. What decoding does not need is left out,
+what is needed is written to web/dist/weights/NAME.pqmw: safetensors, compressed with gzip, with the answers of NumPy to
+known questions, by which the page sees that its arithmetic is exact. web/src/models.ts then names the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from pqmim.entropy_kernels import ZERO
+from pqmim.exact_numpy import NumpyParts
+from pqmim.fixed_point import RESIDUAL_MAX
+from pqmim.grid_plan import OUTSIDE
+from pqmim.model_files import ModelFile, find_model, load_model, shipped_models
+
+WEB = Path(__file__).resolve().parent.parent
+FORMAT = "pqmim web model 1"
+KERNELS = ("qgemm", "float32")
+"""In the order in which the page tries them."""
+NOT_NEEDED = ("tokenizer.analysis.", "tokenizer.quantizer.prior_logits", "tokenizer.quantizer.level_log_w")
+NUM_ROWS = 5
+"""Rows of the known question, where a part has no windows."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="name of a shipped model, or a path")
+    options = parser.parse_args()
+    names = options.models or [model.name for model in shipped_models()]
+    folder = WEB / "dist" / "weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for name in names:
+        model = load_model(find_model(name))
+        content = web_model(model)
+        compressed = gzip.compress(content, 9, mtime=0)
+        (folder / f"{model.name}.pqmw").write_bytes(compressed)
+        print(f"{model.name}.pqmw  {len(content):,} B, {len(compressed):,} B with gzip")
+        entries.append(
+            f'  {{ name: "{model.name}", id: "{model.model_id.hex()}", '
+            f'url: new URL("./weights/{model.name}.pqmw", import.meta.url).href, '
+            f"bytes: {len(compressed)}, crc32: {zlib.crc32(compressed)} }},\n"
+        )
+    (WEB / "src" / "models.ts").write_text(
+        "/** Written by scripts/make_weights.py. */\n\n"
+        'import type { ModelSource } from "./weights.js";\n\n'
+        f"export const SHIPPED_MODELS: readonly ModelSource[] = [\n{''.join(entries)}];\n"
+    )
+
+
+def web_model(model: ModelFile) -> bytes:
+    """What the page needs of a model, as safetensors."""
+    config = model.config
+    graphs = {name: graph for name, graph in model.graphs.items() if is_needed(name)}
+    tensors: Arrays = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(NOT_NEEDED)}
+    tensors |= {f"graph.{name}": np.frombuffer(graph.model, np.uint8) for name, graph in graphs.items()}
+    question = known_question(model)
+    tensors |= {f"question.{name}": tensor for name, tensor in question.items()}
+    metadata = {
+        "format": FORMAT,
+        "name": model.name,
+        "model_id": model.model_id.hex(),
+        "config": {
+            "margin": config.tokenizer.autoencoder.margin,
+            "num_codewords": config.tokenizer.quantizer.num_codewords,
+            **config.entropy.as_dict(),
+        },
+        "kernels": KERNELS,
+        "graphs": {
+            name: [(graph.weights[weight], offset) for weight, offset in offsets(graph.model).items()]
+            for name, graph in graphs.items()
+        },
+        "answers": dict(known_answers(model, question)),
+    }
+    return safetensors.numpy.save(tensors, {"pqmim": json.dumps(metadata, separators=(",", ":"))})
+
+
+def is_needed(graph: str) -> bool:
+    """Whether the page runs a graph."""
+    kernel, _, _ = graph.partition("/")
+    return kernel in ("embed", "frequencies", "synthesis", *KERNELS)
+
+
+def offsets(graph: bytes) -> dict[str, int]:
+    """Where a graph expects its weights in its external data, bytes."""
+    external = (
+        (tensor.name, {entry.key: entry.value for entry in tensor.external_data})
+        for tensor in onnx.load_from_string(graph).graph.initializer
+    )
+    return {name: int(where["offset"]) for name, where in external if where}
+
+
+def known_question(model: ModelFile) -> Arrays:
+    """Inputs for the parts of the network, with extreme operands among them."""
+    rng = np.random.default_rng(0)
+    config = model.config.entropy
+    num_keys = config.window**2
+    x = rng.integers(ZERO - 127, ZERO + 128, (num_keys, config.width)).astype(np.uint8)
+    x[::3] = np.where(x[::3] < ZERO, ZERO - 127, ZERO + 127)
+    x[0], x[1] = ZERO + 127, ZERO - 127
+    h = rng.integers(-2000, 2000, (NUM_ROWS, config.width)).astype(np.float32)
+    h[0] = rng.integers(-RESIDUAL_MAX, RESIDUAL_MAX, config.width)
+    mask = np.zeros((1, 1, 1, num_keys), np.float32)
+    mask[..., :3] = OUTSIDE
+    embedded = rng.integers(-(1 << 22), 1 << 22, (NUM_ROWS, config.width)).astype(np.float32)
+    return {"x": x, "h": h, "mask": mask, "embedded": embedded}
+
+
+def known_answers(model: ModelFile, question: Arrays) -> Iterator[tuple[str, int]]:
+    """CRC-32 of what NumPy answers, by part of the network."""
+    config = model.config.entropy
+    parts = NumpyParts(config, model.config.tokenizer.quantizer.num_subquantizers, model.tensors)
+    x, h, few = question["x"], question["h"], question["x"][:NUM_ROWS]
+    yield "embed", checksum(*parts.embed(question["embedded"]))
+    for layer in range(config.num_layers):
+        if layer % config.attention_every == 0:
+            yield f"attend.{layer}", checksum(parts.attend(layer, x, question["mask"]))
+            yield f"project.{layer}", checksum(*parts.project(layer, h, few))
+        yield f"feed.{layer}", checksum(*parts.feed(layer, h, few))
+    for group in range(len(config.group_steps)):
+        yield f"head.{group}", checksum(parts.head(group, few))
+    yield "frequencies", checksum(parts.frequencies(parts.head(0, few), 0, 0))
+
+
+def checksum(*answers: NDArray[Any]) -> int:
+    """CRC-32 over answers; integers that are carried by float32 as int32, which has but one zero."""
+    crc = 0
+    for answer in answers:
+        crc = zlib.crc32((answer.astype("<i4") if answer.dtype == np.float32 else answer).tobytes(), crc)
+    return crc
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+/**
+ * The .pqm container: bytes in, fields out. Knows neither pictures nor models; docs/format.md is the authority.
+ */
+
+import { crc16, crc32 } from "./checksums.js";
+import { PqmError } from "./errors.js";
+
+/** What a .pqm file holds. */
+export interface Container {
+  /** Of the original picture, pixels. */
+  readonly width: number;
+  readonly height: number;
+  /** Hexadecimal; 4 bytes, in the mini form the first 2 of them. */
+  readonly modelId: string;
+  /** Which of the model's codebooks and static priors the tokens are of, 0 for the finest. */
+  readonly level: number;
+  /** 1, 2, 4 or 8: the coded picture has ceil(width / scale) x ceil(height / scale) pixels. */
+  readonly scale: number;
+  readonly isMini: boolean;
+  /** Whether the end of the payload is missing. */
+  readonly isPartial: boolean;
+  readonly payload: Uint8Array;
+  /** CRC-16 of the tokens; null in the mini form and in partial files. */
+  readonly tokenCheck: number | null;
+  /** The coded alpha channel; null if the picture has none. */
+  readonly alpha: Uint8Array | null;
+}
+
+const MAGIC = [0x8d, 0x50, 0x51, 0x0a];
+const MINI_MAGIC = [0x8d, 0x70];
+const VERSION = 2;
+const MAX_DIMENSION = 1 << 21;
+const MAX_ALPHA_BYTES = (1 << 28) - 1;
+const MINI_MAX_LEVEL = 7;
+const MINI_MAX_PAYLOAD = 1024;
+const MIN_BYTES = 16;
+const MINI_MIN_BYTES = 9;
+const FLAG_PARTIAL = 0b01;
+const FLAG_ALPHA = 0b10;
+
+/** What the first bytes of a file say about the others. */
+interface Form {
+  isMini: boolean;
+  isPartial: boolean;
+  hasAlpha: boolean;
+}
+
+/**
+ * Read the bytes of a .pqm file. Each file has one reading and each reading one file.
+ *
+ * Throws a `PqmError` named `NotAPqmFileError`, `TruncatedFileError`, `UnsupportedFileError` or `DamagedFileError`.
+ */
+export function parseContainer(data: Uint8Array): Container {
+  const form = readForm(data);
+  const minBytes = form.isMini ? MINI_MIN_BYTES : MIN_BYTES;
+  if (data.length < minBytes) {
+    throw new PqmError("TruncatedFileError", `the file ends after ${data.length} bytes; the shortest has ${minBytes}`);
+  }
+  const checkBytes = form.isMini ? 2 : 4;
+  if (!checksumFits(data, form, data.length - checkBytes)) throw damaged("checksum mismatch: the file is damaged or cut short");
+
+  const fields = new FieldReader(data, data.length - checkBytes);
+  const header = readHeader(fields, form);
+  const alpha = form.hasAlpha ? fields.take(fields.varint(MAX_ALPHA_BYTES)) : null;
+  if (alpha?.length === 0) throw damaged("the alpha section is empty");
+  const hasTokenCheck = !form.isMini && !form.isPartial;
+  const payload = fields.takeBut(hasTokenCheck ? 2 : 0);
+  const fitsMini = header.level <= MINI_MAX_LEVEL && !form.hasAlpha && payload.length <= MINI_MAX_PAYLOAD;
+  if (form.isMini !== fitsMini) throw damaged("the file is not in its shortest form");
+  const check = hasTokenCheck ? fields.take(2) : null;
+  return {
+    ...header,
+    isMini: form.isMini,
+    isPartial: form.isPartial,
+    payload,
+    tokenCheck: check && (check[0] << 8) | check[1],
+    alpha,
+  };
+}
+
+function readForm(data: Uint8Array): Form {
+  if (data.length === 0) throw new PqmError("NotAPqmFileError", "the file is empty");
+  const magic = [MINI_MAGIC, MAGIC].find((bytes) => bytes.every((byte, i) => i >= data.length || data[i] === byte));
+  if (magic === undefined) throw new PqmError("NotAPqmFileError", "not a .pqm file");
+  if (data.length <= magic.length) {
+    throw new PqmError("TruncatedFileError", `the file ends after ${data.length} bytes`);
+  }
+  const byte = data[magic.length];
+  if (magic === MINI_MAGIC) {
+    if (byte >> 6) throw unsupported(`mini form ${byte >> 6}; a newer release may read this file`);
+    return { isMini: true, isPartial: (byte & 1) === 1, hasAlpha: false };
+  }
+  const version = byte >> 4;
+  const flags = byte & 0b1111;
+  if (version !== VERSION) throw unsupported(`format version ${version}; this release reads version ${VERSION}`);
+  if (flags & ~(FLAG_PARTIAL | FLAG_ALPHA)) {
+    throw unsupported(`unknown flags ${binary(flags, 4)}; a newer release may read this file`);
+  }
+  return { isMini: false, isPartial: (flags & FLAG_PARTIAL) !== 0, hasAlpha: (flags & FLAG_ALPHA) !== 0 };
+}
+
+function readHeader(
+  fields: FieldReader,
+  form: Form,
+): Pick<Container, "width" | "height" | "modelId" | "level" | "scale"> {
+  let level: number;
+  let logScale: number;
+  let modelId: string;
+  if (form.isMini) {
+    const settings = fields.take(MINI_MAGIC.length + 1)[MINI_MAGIC.length];
+    logScale = (settings >> 1) & 0b11;
+    level = (settings >> 3) & 0b111;
+    modelId = hex(fields.take(2));
+  } else {
+    fields.take(MAGIC.length + 1);
+    modelId = hex(fields.take(4));
+    const settings = fields.take(1)[0];
+    if (settings >> 6) throw unsupported(`unknown settings ${binary(settings, 8)}; a newer release may read this file`);
+    logScale = settings >> 4;
+    level = settings & 0b1111;
+  }
+  const width = fields.varint(MAX_DIMENSION - 1) + 1;
+  const height = fields.varint(MAX_DIMENSION - 1) + 1;
+  return { width, height, modelId, level, scale: 1 << logScale };
+}
+
+function checksumFits(data: Uint8Array, form: Form, end: number): boolean {
+  const body = data.subarray(0, end);
+  const stored = data.subarray(end).reduce((value, byte) => value * 256 + byte, 0);
+  return stored === (form.isMini ? crc16(body, 0xffff) ^ 0xffff : crc32(body));
+}
+
+/** Reads fields of the bytes before `end` in turn, and never past it. */
+class FieldReader {
+  #position = 0;
+
+  constructor(
+    private readonly data: Uint8Array,
+    private readonly end: number,
+  ) {}
+
+  take(count: number): Uint8Array {
+    if (count < 0 || count > this.end - this.#position) throw damaged("a field runs past the end of the file");
+    this.#position += count;
+    return this.data.subarray(this.#position - count, this.#position);
+  }
+
+  /** All that is left but the last `count` bytes. */
+  takeBut(count: number): Uint8Array {
+    return this.take(this.end - this.#position - count);
+  }
+
+  varint(maxValue: number): number {
+    const maxBits = 32 - Math.clz32(maxValue);
+    let value = 0;
+    let shift = 0;
+    for (;;) {
+      const byte = this.take(1)[0];
+      value += (byte & 0x7f) * 2 ** shift;
+      if (value > maxValue) throw damaged(`a field is above its limit of ${maxValue}`);
+      if (byte < 0x80) {
+        if (byte === 0 && shift > 0) throw damaged("an integer field is not in its shortest form");
+        return value;
+      }
+      shift += 7;
+      if (shift > maxBits) throw damaged("an integer field is too long");
+    }
+  }
+}
+
+function hex(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function binary(value: number, digits: number): string {
+  return `0b${value.toString(2).padStart(digits, "0")}`;
+}
+
+function damaged(message: string): PqmError {
+  return new PqmError("DamagedFileError", message);
+}
+
+function unsupported(message: string): PqmError {
+  return new PqmError("UnsupportedFileError", message);
+}

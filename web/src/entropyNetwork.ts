@@ -1,0 +1,157 @@
+/**
+ * The parts of the entropy model's network, on chunks of rows, and the check that they are exact here.
+ *
+ * The residual stream h is (n, C) float32 that carries integers, activations x are (n, C) uint8 in which 128 stands
+ * for 0. docs/exactness.md says why each part has the same result on every machine.
+ */
+
+import { crc32 } from "./checksums.js";
+import { PqmError } from "./errors.js";
+import type { ModelFile } from "./modelFile.js";
+import { groupBounds } from "./schedule.js";
+import { Session } from "./session.js";
+
+/** Residual stream and activations. */
+export type Rows = readonly [h: Float32Array, x: Uint8Array];
+
+export class EntropyNetwork {
+  readonly #parts = new Map<string, Session>();
+  readonly #model: ModelFile;
+  readonly #factors: Int8Array;
+  readonly #scales: Float32Array;
+  readonly #biases: Int32Array;
+
+  private constructor(
+    model: ModelFile,
+    readonly kernel: string,
+  ) {
+    this.#model = model;
+    this.#factors = model.int8("entropy.token_factors.weight");
+    this.#scales = model.float32("entropy.token_factors.scale");
+    this.#biases = model.int32("entropy.token_bias");
+  }
+
+  /** The first kernel of the model file that is exact here; throws a `ModelError` if none is. */
+  static async create(model: ModelFile): Promise<EntropyNetwork> {
+    for (const kernel of model.metadata.kernels) {
+      const network = new EntropyNetwork(model, kernel);
+      await network.#prepare();
+      if (await network.#isExact()) return network;
+    }
+    throw new PqmError("ModelError", "this browser does not compute exact products, so it cannot decode the file");
+  }
+
+  /** Embedding sums (n, C) -> h, x. */
+  async embed(embedded: Float32Array): Promise<Rows> {
+    const [h, x] = await this.#part("embed").run({ embedded: [embedded, this.#shape(embedded)] });
+    return [h as Float32Array, x as Uint8Array];
+  }
+
+  /** Attention in windows of T rows: x (windows * T, C), mask (windows, T). */
+  async attend(layer: number, x: Uint8Array, mask: Float32Array): Promise<Uint8Array> {
+    const numKeys = this.#model.metadata.config.window ** 2;
+    const [mixed] = await this.#part(`attend.${layer}`).run({
+      x: [x, this.#shape(x)],
+      mask: [mask, [mask.length / numKeys, 1, 1, numKeys]],
+    });
+    return mixed as Uint8Array;
+  }
+
+  /** Add the attention's output to the residual stream. */
+  async project(layer: number, h: Float32Array, mixed: Uint8Array): Promise<Rows> {
+    return this.#update(`project.${layer}`, h, "mixed", mixed);
+  }
+
+  /** Add the feed-forward part's output to the residual stream. */
+  async feed(layer: number, h: Float32Array, x: Uint8Array): Promise<Rows> {
+    return this.#update(`feed.${layer}`, h, "x", x);
+  }
+
+  /** Output of the network -> (m, n, R), what the frequencies of the m sub-quantizers of a group are made of. */
+  async head(group: number, x: Uint8Array): Promise<Uint8Array> {
+    const [head] = await this.#part(`head.${group}`).run({ x: [x, this.#shape(x)] });
+    return head as Uint8Array;
+  }
+
+  /** Frequencies (count, n, K) of the sub-quantizers from `first` on: their part (count, n, R) of a head. */
+  async frequencies(head: Uint8Array, level: number, first: number, count: number): Promise<Int32Array> {
+    const { num_codewords: k, token_rank: r } = this.#model.metadata.config;
+    const start = level * this.#model.size("entropy.token_bias", 1) + first;
+    const [frequencies] = await this.#part("frequencies").run({
+      head: [head, [count, head.length / count / r, r]],
+      factors: [this.#factors.subarray(start * k * r, (start + count) * k * r), [count, k, r]],
+      scale: [this.#scales.subarray(start, start + count), [count, 1, 1]],
+      bias: [this.#biases.subarray(start * k, (start + count) * k), [count, 1, k]],
+    });
+    return frequencies as Int32Array;
+  }
+
+  async #prepare(): Promise<void> {
+    const { num_layers: numLayers, attention_every: every, group_steps: groups } = this.#model.metadata.config;
+    const add = async (part: string, graph: string, layer = 0) => {
+      this.#parts.set(part, await Session.create(this.#model, graph, layer, true));
+    };
+    await add("embed", "embed");
+    for (let layer = 0; layer < numLayers; layer++) {
+      if (layer % every === 0) {
+        await add(`attend.${layer}`, `${this.kernel}/attend`, layer);
+        await add(`project.${layer}`, `${this.kernel}/project`, layer);
+      }
+      await add(`feed.${layer}`, `${this.kernel}/feed`, layer);
+    }
+    for (const group of groups.keys()) await add(`head.${group}`, `${this.kernel}/head.${group}`);
+    await add("frequencies", "frequencies");
+  }
+
+  /** Whether each part gives the known answer to the known question, which has extreme operands in it. */
+  async #isExact(): Promise<boolean> {
+    const { config, answers } = this.#model.metadata;
+    const x = this.#model.bytes("question.x");
+    const h = this.#model.float32("question.h");
+    const mask = this.#model.float32("question.mask");
+    const few = x.subarray(0, h.length);
+    const heads = groupBounds(this.#model.size("entropy.token_bias", 1), config.group_steps.length);
+    const ask = async (part: string): Promise<Rows | Uint8Array | Int32Array> => {
+      const [kind, index] = part.split(".");
+      switch (kind) {
+        case "embed":
+          return this.embed(this.#model.float32("question.embedded"));
+        case "attend":
+          return this.attend(Number(index), x, mask);
+        case "project":
+          return this.project(Number(index), h, few);
+        case "feed":
+          return this.feed(Number(index), h, few);
+        case "head":
+          return this.head(Number(index), few);
+        default:
+          return this.frequencies(await this.head(0, few), 0, 0, heads[0][1]);
+      }
+    };
+    for (const part of this.#parts.keys()) {
+      if (checksum(await ask(part)) !== answers[part]) return false;
+    }
+    return true;
+  }
+
+  async #update(part: string, h: Float32Array, name: string, x: Uint8Array): Promise<Rows> {
+    const [hOut, xOut] = await this.#part(part).run({ h: [h, this.#shape(h)], [name]: [x, this.#shape(x)] });
+    return [hOut as Float32Array, xOut as Uint8Array];
+  }
+
+  #part(name: string): Session {
+    return this.#parts.get(name)!;
+  }
+
+  #shape(rows: { length: number }): [number, number] {
+    const { width } = this.#model.metadata.config;
+    return [rows.length / width, width];
+  }
+}
+
+/** CRC-32 of an answer; integers that are carried by float32 as int32, which has but one zero. */
+function checksum(answer: Rows | Uint8Array | Int32Array): number {
+  if (answer instanceof Uint8Array) return crc32(answer);
+  if (answer instanceof Int32Array) return crc32(new Uint8Array(answer.buffer, answer.byteOffset, answer.byteLength));
+  return crc32(answer[1], checksum(Int32Array.from(answer[0])));
+}

@@ -1,0 +1,54 @@
+/** The order in which tokens are coded: quincunx in space, crossed with groups of sub-quantizers. */
+
+/** Tokens coded together: sub-quantizers `first` to `last` (exclusive) at quincunx steps `begin` to `end` (exclusive). */
+export interface Step {
+  readonly group: number;
+  readonly first: number;
+  readonly last: number;
+  readonly begin: number;
+  readonly end: number;
+}
+
+const QUINCUNX = [
+  [4, 2, 4, 0],
+  [3, 4, 3, 4],
+  [4, 1, 4, 2],
+  [3, 4, 3, 4],
+];
+const NUM_QUINCUNX_STEPS = 5;
+
+/** First and last (exclusive) sub-quantizer of each group; they are dealt out evenly, in order. */
+export function groupBounds(numSubquantizers: number, numGroups: number): [number, number][] {
+  const bound = (group: number) => Math.floor((numSubquantizers * group) / numGroups);
+  return Array.from({ length: numGroups }, (_, group) => [bound(group), bound(group + 1)]);
+}
+
+/**
+ * All steps in coding order.
+ *
+ * @param groupSteps steps of each group, 1 to 5; with fewer than five, the first quincunx steps are coded together.
+ */
+export function scheduleOf(numSubquantizers: number, groupSteps: readonly number[]): Step[] {
+  return groupBounds(numSubquantizers, groupSteps.length).flatMap(([first, last], group) => {
+    const merged = NUM_QUINCUNX_STEPS - groupSteps[group];
+    return Array.from({ length: groupSteps[group] }, (_, index) => ({
+      group,
+      first,
+      last,
+      begin: index === 0 ? 0 : merged + index,
+      end: merged + index + 1,
+    }));
+  });
+}
+
+/** Positions of a step, as indices into the flattened height x width grid in raster order; there may be none. */
+export function positionsOf(step: Step, height: number, width: number): Int32Array {
+  const positions: number[] = [];
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const quincunx = QUINCUNX[y % 4][x % 4];
+      if (quincunx >= step.begin && quincunx < step.end) positions.push(y * width + x);
+    }
+  }
+  return Int32Array.from(positions);
+}

@@ -1,0 +1,96 @@
+/** The tokens of a picture, and the step loop that reads them. */
+
+import { crc16 } from "./checksums.js";
+import type { Container } from "./container.js";
+import { blocksOf, type EntropyModel } from "./entropyModel.js";
+import { PqmError } from "./errors.js";
+import { PrefixReader, TokenReader, type TokenSource } from "./rangeDecoder.js";
+import { positionsOf } from "./schedule.js";
+
+/** Tokens of a picture, as far as they are known. */
+export interface TokenGrid {
+  readonly height: number;
+  readonly width: number;
+  /** (M, h, w); 0 where unknown. */
+  readonly tokens: Uint16Array;
+  /** (M, h, w); 1 where known. */
+  readonly known: Uint8Array;
+}
+
+/** Called with the number of tokens read so far. */
+type Watch = (numTokens: number) => void;
+
+/**
+ * Tokens of a file, checked.
+ *
+ * Throws a `DamagedFileError` or a `TokenCheckError`.
+ *
+ * @param height, width of the token grid.
+ */
+export async function readTokens(
+  model: EntropyModel,
+  container: Container,
+  height: number,
+  width: number,
+  watch: Watch,
+): Promise<TokenGrid> {
+  if (container.isPartial) {
+    return decodeTokens(model, new PrefixReader(container.payload), height, width, container.level, watch);
+  }
+  const reader = new TokenReader(container.payload);
+  const grid = await decodeTokens(model, reader, height, width, container.level, watch);
+  reader.finish();
+  if (container.tokenCheck !== null && crc16(littleEndian(grid.tokens)) !== container.tokenCheck) {
+    throw new PqmError("TokenCheckError", "decoded tokens differ from those that were encoded");
+  }
+  return grid;
+}
+
+/**
+ * Decode a token grid, step by step. Tokens of one step are independent given all earlier steps. Ends where the source
+ * gives fewer tokens than it was asked for.
+ */
+async function decodeTokens(
+  model: EntropyModel,
+  source: TokenSource,
+  height: number,
+  width: number,
+  level: number,
+  watch: Watch,
+): Promise<TokenGrid> {
+  const size = height * width;
+  const tokens = new Uint16Array(model.numSubquantizers * size);
+  const known = new Uint8Array(tokens.length);
+  const grid = { height, width, tokens, known };
+  const state = model.start(height, width, level);
+  let numTokens = 0;
+  for (const step of model.steps) {
+    const positions = positionsOf(step, height, width);
+    if (positions.length === 0) continue;
+    const head = await model.head(await model.hidden(state, positions), step.group);
+    for (const block of blocksOf(step.first, step.last, positions.length)) {
+      const frequencies = await model.frequencies(head, step.group, level, block);
+      const numColumns = block.end - block.begin;
+      const wanted = (block.last - block.first) * numColumns;
+      const read = new Uint16Array(wanted);
+      const count = source.read(frequencies, model.numCodewords, wanted, read);
+      for (let i = 0; i < count; i++) {
+        const at = (block.first + Math.floor(i / numColumns)) * size + positions[block.begin + (i % numColumns)];
+        tokens[at] = read[i];
+        known[at] = 1;
+      }
+      numTokens += count;
+      watch(numTokens);
+      if (count < wanted) return grid;
+    }
+    model.reveal(state, positions, step.first, step.last, tokens);
+  }
+  return grid;
+}
+
+/** Tokens as little-endian 16-bit integers, over which check and hash are computed. */
+export function littleEndian(tokens: Uint16Array): Uint8Array<ArrayBuffer> {
+  const bytes = new DataView(new ArrayBuffer(tokens.length * 2));
+  tokens.forEach((token, i) => bytes.setUint16(2 * i, token, true));
+  return new Uint8Array(bytes.buffer);
+}
