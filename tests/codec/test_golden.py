@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from pqmim.codec import Codec, load_codec
-from pqmim.exact_inference import exact_kernels
+from pqmim.entropy_kernels import exact_kernels
+from pqmim.model_files import find_model, load_model
 from pqmim.selftest import GOLDEN, read_golden, run
 
 
@@ -19,7 +20,7 @@ def golden() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def codecs(golden: dict[str, dict[str, Any]]) -> dict[str, Codec]:
-    return {facts["model"]: load_codec(facts["model"], device="cpu") for facts in golden.values()}
+    return {name: load_codec(name, device="cpu") for name in {facts["model"] for facts in golden.values()}}
 
 
 def test_every_golden_file_is_described(golden: dict[str, dict[str, Any]]) -> None:
@@ -28,9 +29,17 @@ def test_every_golden_file_is_described(golden: dict[str, dict[str, Any]]) -> No
 
 
 def test_tokens_with_every_kernel(golden: dict[str, dict[str, Any]]) -> None:
+    kernels = {name: exact_kernels(load_model(find_model(name))) for name in ("small", "base")}
     checks = list(run("cpu"))
     assert [check for check in checks if check.error] == []
-    assert len(checks) == len(golden) * len(exact_kernels(load_codec(device="cpu").device))
+    assert len(checks) == sum(len(kernels[facts["model"]]) for facts in golden.values())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_tokens_with_any_number_of_threads(golden: dict[str, dict[str, Any]], threads: int) -> None:
+    codec = load_codec("small", device="cpu", threads=threads)
+    for name in ("small-photo.pqm", "small-cut.pqm", "small-odd.pqm"):
+        assert codec.token_hash((GOLDEN / name).read_bytes()) == golden[name]["tokens"], name
 
 
 def test_pixels(golden: dict[str, dict[str, Any]], codecs: dict[str, Codec]) -> None:

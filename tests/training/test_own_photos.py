@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import synthetic_photo
+from pictures import synthetic_photo
 from PIL import Image
 from typer.testing import CliRunner
 
