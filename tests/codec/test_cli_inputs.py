@@ -155,6 +155,27 @@ def test_paths_that_the_user_may_not_enter(pqmim: Pqmim, tiny_model: Path) -> No
         Path("locked").chmod(0o700)
 
 
+@POSIX_ONLY
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode a.png",
+        "info a.pqm",
+        "generate -o out --size 16x16",
+        "gallery a.png -o a.html",
+        "inpaint a.png --mask b.png -o c.png",
+        "eval . -o out",
+        "truncate a.pqm -o b.pqm --bytes 12",
+    ],
+)
+def test_a_current_folder_that_was_deleted(pqmim: Pqmim, command: str) -> None:
+    Path("gone").mkdir()
+    os.chdir("gone")
+    Path("../gone").rmdir()
+    result = pqmim(*command.split())
+    assert (result.exit_code, result.stderr) == (1, "pqmim: No such file or directory\n")
+
+
 def test_a_file_may_be_named_as_the_streams_are(pqmim: Pqmim) -> None:
     photo("a.png").rename("-")
     assert pqmim("encode", "./-").exit_code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from pqmim.cli.kinds import check_output, image_suffixes, images
 from pqmim.cli.pictures import PictureWriter, how_filled
 from pqmim.cli.running import Codecs, do, exit_with, handling_of, one_line_errors, reading_jobs, run
 from pqmim.errors import PqmimError
-from pqmim.files import Place, Stream, output_of, place_of, write
+from pqmim.files import Place, Stream, output_of, place_identity, place_of, write
 from pqmim.jobs import Job, Naming
 from pqmim.options import MAX_PIXELS, Device, Fill, FillOptions
 from pqmim.reporting import Reporter
@@ -134,13 +133,14 @@ def inpaint(
 ) -> None:
     """Draw a part of a picture anew, from what is around it."""
     opt.check_quality(quality)
-    if output != "-" and os.path.realpath(output) == os.path.realpath(mask):
-        raise typer.BadParameter("is the mask, which is never overwritten", param_hint="'-o' / '--output'")
     if image == mask == "-":
         raise typer.BadParameter("only one of picture and mask can be '-' (stdin)")
     check_output([image], output, PNG, is_any_other=True)
     options = opt.fill_options(fill, seed, temperature, steps)
     reporter = Reporter(as_json, quiet, verbose)
+    with one_line_errors(reporter):
+        if output != "-" and place_identity(Path(output)) == place_identity(Path(mask)):
+            raise typer.BadParameter("is the mask, which is never overwritten", param_hint="'-o' / '--output'")
     try:
         mask_image = _load_mask(mask)
     except (PqmimError, OSError, MemoryError) as error:

@@ -101,7 +101,8 @@ def info(
         from pqmim.model_files import shipped_models
 
         shipped = shipped_models()
-    do(reading_jobs(inputs, Kinds(PQM), reporter), _Info(Codecs(model), shipped), Handling(), reporter)
+        jobs = reading_jobs(inputs, Kinds(PQM), reporter)
+    do(jobs, _Info(Codecs(model), shipped), Handling(), reporter)
 
 
 @dataclass

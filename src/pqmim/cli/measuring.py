@@ -60,11 +60,11 @@ def evaluate(
 ) -> None:
     """Measure models and other codecs on a data set: real files, decoded again."""
     folder = opt.folder_of(output)
-    if place_identity(folder) == place_identity(dataset):
-        raise typer.BadParameter("is the data set: its images could be overwritten", param_hint="'-o' / '--output'")
     reporter = Reporter(quiet=quiet, verbosity=verbose)
     is_quiet = quiet or not _is_terminal()
     with one_line_errors(reporter):
+        if place_identity(folder) == place_identity(dataset):
+            raise typer.BadParameter("is the data set: its images could be overwritten", param_hint="'-o' / '--output'")
         from pqmim.evaluation.evaluate import EvaluationOptions, parse_qualities, run_evaluation
         from pqmim.evaluation.reference_codecs import reference_codecs
 

@@ -96,7 +96,7 @@ def run(
         naming: of the outputs.
         kinds: what is taken from folders.
     """
-    try:
+    with one_line_errors(reporter):
         jobs = plan_jobs(
             [place_of(name) for name in inputs],
             None if output is None else output_of(output),
@@ -105,8 +105,6 @@ def run(
             kinds=kinds,
             reporter=reporter,
         )
-    except UsageError as error:
-        raise typer.BadParameter(str(error)) from error
     do(jobs, convert, handling, reporter)
 
 
@@ -147,9 +145,11 @@ def handling_of(
 
 @contextmanager
 def one_line_errors(reporter: Reporter) -> Iterator[None]:
-    """Turn an error that ends the whole call into one line and exit code 1."""
+    """Turn an error that ends the whole call into one line and exit code 1, wrong usage into exit code 2."""
     try:
         yield
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
     except (typer.Exit, typer.BadParameter, BrokenPipeError):  # typer ends quietly when nobody reads stdout any more
         raise
     except Exception as error:
