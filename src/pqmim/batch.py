@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pqmim.errors import OutputError
 from pqmim.files import Place, Stream, check_target, identities, write
 from pqmim.jobs import Job
 from pqmim.reporting import Failure, Reporter
+from pqmim.workers import run_in_workers
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,28 @@ def _outcomes(
     jobs: Sequence[Job], convert: Convert, check: OutputCheck, num_workers: int, reporter: Reporter
 ) -> Generator[tuple[Job, Outcome], None, None]:
     """Do the jobs that can be done; yields all of them with what came of them, in their order."""
-    if min(num_workers, len(jobs)) > 1:
-        from pqmim.workers import run_in_workers
-
-        yield from run_in_workers(jobs, convert, check.refused, min(num_workers, len(jobs)))
+    num_workers = min(num_workers, len(jobs))
+    if num_workers > 1:
+        yield from run_in_workers(jobs, _Work(convert), num_workers, refused=check.refused, crashed=_crashed)
         return
     for job in jobs:
         yield job, check.refused(job) or run_job(job, convert, reporter.detail)
+
+
+@dataclass
+class _Work:
+    """What a worker process does: it reads inputs and makes results, and writes nothing."""
+
+    convert: Convert
+
+    def __call__(self, job: Job) -> Outcome:
+        notes: list[str] = []
+        outcome = run_job(job, self.convert, notes.append)
+        return replace(outcome, notes=tuple(notes))
+
+
+def _crashed(reason: str) -> Outcome:
+    return Outcome(failure=Failure(f"its worker process died ({reason})"))
 
 
 class OutputCheck:

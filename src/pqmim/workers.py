@@ -1,93 +1,97 @@
-"""Worker processes for `batch`: several files at a time, results in order, and a crash that costs one file."""
+"""Worker processes: several pieces of work at a time, results in order, and a crash that costs one of them."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from typing import cast
+from typing import Generic, TypeVar, cast
 
-from pqmim.batch import Convert, Outcome, run_job
-from pqmim.jobs import Job
-from pqmim.reporting import Failure
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 AHEAD = 4
-"""Jobs for each worker that may be done before an earlier one is: their results are held until then."""
+"""Items for each worker that may be done before an earlier one is: their results are held until then."""
 
 
 def run_in_workers(
-    jobs: Sequence[Job], convert: Convert, check: Callable[[Job], Outcome | None], num_workers: int
-) -> Iterator[tuple[Job, Outcome]]:
-    """Do jobs in worker processes, which read inputs and make results but write nothing.
+    items: Sequence[Item],
+    work: Callable[[Item], Outcome],
+    num_workers: int,
+    *,
+    refused: Callable[[Item], Outcome | None],
+    crashed: Callable[[str], Outcome],
+) -> Iterator[tuple[Item, Outcome]]:
+    """Have processes work on items.
 
     Args:
-        convert: is pickled; each worker gets a copy and keeps it, with the model that it loads.
-        check: says, before a job is handed out, why it is not to be done.
+        work: what they do; it is pickled, and each process keeps its copy. It must not leave anything half done when
+            its process is killed.
+        refused: what comes of an item that is not to be worked on; asked before it is handed out.
+        crashed: what comes of an item whose process died, for a reason in words.
 
     Yields:
-        Every job and what came of it, in the order of the jobs.
+        Every item and what came of it, in the order of the items.
     """
     outcomes: dict[int, Outcome] = {}
-    idle = [_Worker(convert) for _ in range(num_workers)]
-    busy: dict[Connection, tuple[_Worker, int]] = {}
+    idle = [_Worker(work) for _ in range(num_workers)]
+    busy: dict[Connection, tuple[_Worker[Item, Outcome], int]] = {}
     next_index = 0
     try:
-        for index, job in enumerate(jobs):
+        for index, item in enumerate(items):
             while index not in outcomes:
-                while idle and next_index < min(len(jobs), index + AHEAD * num_workers):
-                    refused = check(jobs[next_index])
-                    if refused is not None:
-                        outcomes[next_index] = refused
+                while idle and next_index < min(len(items), index + AHEAD * num_workers):
+                    outcome = refused(items[next_index])
+                    if outcome is not None:
+                        outcomes[next_index] = outcome
                     else:
                         worker = idle.pop()
-                        worker.start(jobs[next_index])
+                        worker.start(items[next_index])
                         busy[worker.connection] = worker, next_index
                     next_index += 1
                 for connection in wait(list(busy)) if index not in outcomes else ():
                     worker, done = busy.pop(cast(Connection, connection))
                     outcome = worker.outcome()
-                    idle.append(worker if outcome is not None else _Worker(convert))
-                    outcomes[done] = outcome or worker.obituary()
-            yield job, outcomes.pop(index)
+                    idle.append(worker if outcome is not None else _Worker(work))
+                    outcomes[done] = crashed(worker.obituary()) if outcome is None else outcome
+            yield item, outcomes.pop(index)
     finally:
         for worker in (*idle, *(worker for worker, _ in busy.values())):
             worker.end()
 
 
-class _Worker:
-    """A process that does one job at a time, and this process's end of the line to it."""
+class _Worker(Generic[Item, Outcome]):
+    """A process that works on one item at a time, and this process's end of the line to it."""
 
-    def __init__(self, convert: Convert) -> None:
+    def __init__(self, work: Callable[[Item], Outcome]) -> None:
         context = get_context("spawn")  # a fork would copy locks that threads of this process hold
         self.connection, its_end = context.Pipe()
-        self._process = context.Process(target=_work, args=(its_end, convert), daemon=True)
+        self._process = context.Process(target=_work, args=(its_end, work), daemon=True)
         with _no_interrupts():
             self._process.start()
         its_end.close()  # so that the line breaks when the process ends
 
-    def start(self, job: Job) -> None:
-        """Hand a job over; a worker that is gone shows when its outcome is asked for."""
+    def start(self, item: Item) -> None:
+        """Hand an item over; a worker that is gone shows when its outcome is asked for."""
         with suppress(OSError):
-            self.connection.send(job)
+            self.connection.send(item)
 
     def outcome(self) -> Outcome | None:
-        """What came of the job, None if the process died of it."""
+        """What came of the item, None if the process died of it."""
         try:
             return cast(Outcome, self.connection.recv())
         except (EOFError, OSError):
             return None
 
-    def obituary(self) -> Outcome:
-        """What to say of the job that the process died of."""
+    def obituary(self) -> str:
+        """What the process died of."""
         self._process.join()
         code = self._process.exitcode or 0
-        reason = f"exit code {code}"
         if code < 0:
-            reason = f"{signal.Signals(-code).name}, for which too little memory is the usual reason"
-        return Outcome(failure=Failure(f"its worker process died ({reason})"))
+            return f"{signal.Signals(-code).name}, for which too little memory is the usual reason"
+        return f"exit code {code}"
 
     def end(self) -> None:
         """End the process, whatever it does: it has nothing open for writing."""
@@ -109,14 +113,11 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, convert: Convert) -> None:
-    """Do jobs until the other end of the line is closed."""
+def _work(connection: Connection, work: Callable[[Item], Outcome]) -> None:
+    """Work until the other end of the line is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while True:
-            job: Job = connection.recv()
-            notes: list[str] = []
-            outcome = run_job(job, convert, notes.append)
-            connection.send(replace(outcome, notes=tuple(notes)))
+            connection.send(work(connection.recv()))
     except (EOFError, OSError):
         return
