@@ -1,4 +1,4 @@
-"""What is installed and what is not: versions, wheel, imports."""
+"""What is installed and what is not: versions, wheel, extras."""
 
 import importlib.metadata
 import importlib.util
@@ -17,6 +17,7 @@ from pqmim._version import __version__
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 CONSTRAINTS = dict(
     line.split("==")
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -24,11 +25,16 @@ CONSTRAINTS = dict(
 )
 
 
+def is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.skipif(not is_installed("torch"), reason="needs torch")
 def test_no_torchvision_on_cpu_installs() -> None:
     # It replaces torch by a CUDA build, and if the two do not fit, torchmetrics cannot be imported any more.
     if "+cpu" not in importlib.metadata.version("torch"):
         pytest.skip("not a CPU install of torch")
-    assert importlib.util.find_spec("torchvision") is None
+    assert not is_installed("torchvision")
 
 
 def test_constraints_are_exact_versions_and_nothing_else() -> None:
@@ -39,33 +45,66 @@ def test_constraints_are_exact_versions_and_nothing_else() -> None:
     assert list(CONSTRAINTS) == sorted(CONSTRAINTS, key=str.lower)
 
 
-def test_constraints_cover_all_that_the_dev_extra_installs() -> None:
-    constrained = {canonicalize_name(name) for name in CONSTRAINTS}
-    extras = PROJECT["optional-dependencies"]
-    waiting = [*PROJECT["dependencies"], *extras["train"], *extras["eval"], *extras["dev"]]
-    seen = {("pqmim", "")}
+def names_of(requirements: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in requirements}
+
+
+def test_the_codec_depends_on_little() -> None:
+    assert names_of(PROJECT["dependencies"]) == {
+        "constriction",
+        "numpy",
+        "onnxruntime",
+        "pillow",
+        "rich",
+        "safetensors",
+        "typer",
+    }
+
+
+def test_the_two_packages_of_onnx_runtime_never_meet() -> None:
+    """They share a folder, and whichever is installed last breaks the other."""
+    assert names_of(EXTRAS["gpu"]) == {"onnxruntime-gpu"}
+    for name, requirements in EXTRAS.items():
+        if name != "gpu":
+            assert "onnxruntime-gpu" not in names_of(requirements), name
+            assert not any("gpu" in Requirement(line).extras for line in requirements), name
+
+
+def all_requirements(requirements: list[str]) -> set[str]:
+    """Names of what is installed for requirements, and for theirs; those of pqmim's extras among them."""
+    waiting = list(requirements)
+    seen: set[tuple[str, str]] = set()
     while waiting:
         requirement = Requirement(waiting.pop())
         name = canonicalize_name(requirement.name)
         for extra in ("", *requirement.extras):
-            if (name, extra) in seen or name == "pqmim":
+            if (name, extra) in seen:
                 continue
             seen.add((name, extra))
-            assert name in constrained
+            if name == "pqmim":
+                waiting += EXTRAS.get(extra, [])
+                continue
             waiting += [
                 line
                 for line in importlib.metadata.requires(name) or ()
                 if (marker := Requirement(line).marker) is None or marker.evaluate({"extra": extra})
             ]
+    return {name for name, _ in seen} - {"pqmim"}
 
 
-def test_the_container_the_range_coder_and_image_files_do_not_import_torch() -> None:
-    code = (
-        "import sys, pqmim.errors, pqmim.bitstream, pqmim.range_coding, pqmim.image_io;sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "src")
+def test_constraints_cover_all_that_is_installed() -> None:
+    """For the codec alone, and where PyTorch is installed for the extra dev."""
+    constrained = {canonicalize_name(name) for name in CONSTRAINTS}
+    extras = [*EXTRAS["test"], *(EXTRAS["dev"] if is_installed("torch") else ())]
+    assert all_requirements([*PROJECT["dependencies"], *extras]) - constrained == set()
 
 
+def test_what_the_codec_depends_on_does_not_bring_pytorch() -> None:
+    heavy = {"torch", "torchvision", "omegaconf", "onnx", "onnxscript", "scipy", "matplotlib"}
+    assert all_requirements(PROJECT["dependencies"]) & heavy == set()
+
+
+@pytest.mark.skipif(not is_installed("hatchling"), reason="needs hatchling")
 def test_wheel(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],

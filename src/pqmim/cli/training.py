@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from pqmim.cli import options as opt
 from pqmim.cli.running import one_line_errors
+from pqmim.errors import MissingExtraError
 from pqmim.reporting import Reporter
 
 Recipe = Annotated[Path, typer.Option("-c", "--config", metavar="RECIPE", help="YAML file of settings.")]
@@ -37,7 +39,7 @@ def train_tokenizer(
 ) -> None:
     """Train transforms and codebooks."""
     reporter = Reporter(verbosity=verbose)
-    with one_line_errors(reporter):
+    with one_line_errors(reporter), _missing_packages_named():
         from pqmim.training.recipes import TokenizerTraining, load_config
 
         config = load_config(TokenizerTraining, recipe, _with_limit(overrides, max_minutes))
@@ -55,13 +57,22 @@ def train_entropy(
 ) -> None:
     """Train the entropy model on the tokens of a trained tokenizer."""
     reporter = Reporter(verbosity=verbose)
-    with one_line_errors(reporter):
+    with one_line_errors(reporter), _missing_packages_named():
         from pqmim.training.recipes import EntropyTraining, load_config
 
         config = load_config(EntropyTraining, recipe, _with_limit(overrides, max_minutes))
         from pqmim.training.train_entropy_model import train
 
         _train(lambda: train(config, resume=resume), reporter)
+
+
+@contextmanager
+def _missing_packages_named() -> Iterator[None]:
+    """Turn the absence of a package into an error that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or "?").partition(".")[0], "train") from error
 
 
 def _with_limit(overrides: list[str] | None, max_minutes: float | None) -> list[str]:
