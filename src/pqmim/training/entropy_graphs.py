@@ -6,7 +6,8 @@ integers, activations as uint8 in which 128 stands for 0.
 
 docs/exactness.md says of each operator why its result is the same everywhere. Two patterns must not occur, since ONNX
 Runtime rewrites them to something that rounds differently: a product followed by a multiplication with a scalar
-constant, and `1 / x` followed by a multiplication. Here scales are vectors, and a `Cast` or `Round` stands behind every division.
+constant, and `1 / x` followed by a multiplication. Here scales are vectors, and a `Cast` or a `Round` stands behind
+every division.
 """
 
 from __future__ import annotations
