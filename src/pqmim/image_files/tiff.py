@@ -183,6 +183,8 @@ def _is_read_here(layout: _Layout) -> bool:
 
 def _for_pillow(reader: TagReader, offset: int, tags: Ifd) -> bytes:
     """Return the file such that Pillow takes the picture at an offset for the first and does not turn it."""
+    if offset == reader.first and ORIENTATION not in tags:
+        return reader.data
     data = bytearray(reader.data)
     struct.pack_into(reader.order + ("Q" if reader.is_big else "I"), data, 8 if reader.is_big else 4, offset)
     tag = tags.get(ORIENTATION)
