@@ -6,7 +6,8 @@
 
 import { PqmError } from "./errors.js";
 
-const PNG_MAGIC = "\x89PNG\r\n\x1a\n";
+const PNG = "\x89PNG\r\n\x1a\n";
+const WEBP = "RIFF";
 
 /**
  * Decode an alpha channel: (height, width).
@@ -15,13 +16,15 @@ const PNG_MAGIC = "\x89PNG\r\n\x1a\n";
  */
 export async function decodeAlpha(data: Uint8Array, width: number, height: number): Promise<Uint8Array> {
   if (data.length === 1) return new Uint8Array(width * height).fill(data[0]);
+  const isPng = text(data, 0, 8) === PNG;
+  if (!isPng && text(data, 0, 4) !== WEBP) throw damaged("cannot be decoded: neither PNG nor WebP");
   // Checked before any pixel is decoded, so that a small section cannot ask for much memory.
-  const size = sizeOfPng(data) ?? sizeOfWebp(data);
+  const size = isPng ? sizeOfPng(data) : sizeOfWebp(data);
   if (size === null || size[0] !== width || size[1] !== height) {
-    throw new PqmError("DamagedFileError", "the alpha section does not fit the image");
+    throw damaged("does not fit the image");
   }
   try {
-    const type = data[0] === 0x89 ? "image/png" : "image/webp";
+    const type = isPng ? "image/png" : "image/webp";
     const bytes = Uint8Array.from(data);
     const rgba =
       typeof ImageDecoder === "undefined"
@@ -30,13 +33,13 @@ export async function decodeAlpha(data: Uint8Array, width: number, height: numbe
     return Uint8Array.from({ length: width * height }, (_, i) => rgba[4 * i]);
   } catch (error) {
     const reason = error instanceof Error ? error.message.split("\n")[0] : String(error);
-    throw new PqmError("DamagedFileError", `the alpha section cannot be decoded: ${reason}`);
+    throw damaged(`cannot be decoded: ${reason}`);
   }
 }
 
 /** Width and height of a whole 8-bit grey PNG file, null if it is none. */
 function sizeOfPng(data: Uint8Array): [number, number] | null {
-  if (text(data, 0, 8) !== PNG_MAGIC || data.length < 45 || text(data, 12, 4) !== "IHDR") return null;
+  if (data.length < 45 || text(data, 12, 4) !== "IHDR") return null;
   const view = new DataView(data.buffer, data.byteOffset, data.length);
   const isGrey = data[24] === 8 && data[25] === 0;
   // Some browsers show what there is of a cut file, without a word.
@@ -46,7 +49,7 @@ function sizeOfPng(data: Uint8Array): [number, number] | null {
 
 /** Width and height of a whole lossless WebP file without alpha and animation, null if it is none. */
 function sizeOfWebp(data: Uint8Array): [number, number] | null {
-  if (text(data, 0, 4) !== "RIFF" || text(data, 8, 8) !== "WEBPVP8L" || data.length < 26) return null;
+  if (data.length < 26 || text(data, 8, 8) !== "WEBPVP8L") return null;
   const view = new DataView(data.buffer, data.byteOffset, data.length);
   const bits = view.getUint32(21, true);
   const hasAlpha = (bits >>> 28) & 1;
@@ -84,6 +87,10 @@ async function readCanvas(
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   return context.getImageData(0, 0, width, height).data;
+}
+
+function damaged(what: string): PqmError {
+  return new PqmError("DamagedFileError", `the alpha section ${what}`);
 }
 
 function text(data: Uint8Array, start: number, length: number): string {

@@ -45,6 +45,7 @@ export interface Settings {
 }
 
 const MAX_PIXELS = 100_000_000;
+/** Threads wait by spinning: as many as there are cores would take them from everything else. */
 const MAX_THREADS = 4;
 
 interface Pending {
@@ -115,19 +116,37 @@ function ask(data: Uint8Array, options: DecodeOptions): Promise<Decoded> {
 }
 
 function startWorker(): Worker {
-  const started = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+  const started = newWorker();
   started.onmessage = ({ data }: MessageEvent<Reply>) => receive(data);
   started.onerror = (event) => {
     rejectAll(new PqmError("ModelError", `the worker cannot be started: ${event.message ?? "is it served?"}`));
     worker = undefined;
   };
-  const threads = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MAX_THREADS) : 1;
   const start: Start = {
-    models: [...(settings.models ?? []), ...SHIPPED_MODELS],
-    threads: settings.threads ?? threads,
+    models: [...(settings.models ?? []).map(atAbsoluteUrl), ...SHIPPED_MODELS],
+    threads: globalThis.crossOriginIsolated ? (settings.threads ?? defaultThreads()) : 1,
   };
   started.postMessage(start);
   return started;
+}
+
+/** An address may be relative to the page, of which the worker knows nothing. */
+function atAbsoluteUrl(model: ModelSource): ModelSource {
+  return { ...model, url: new URL(model.url, document.baseURI).href };
+}
+
+function newWorker(): Worker {
+  const here = import.meta.url;
+  if (new URL(here).origin === location.origin) {
+    return new Worker(new URL("./worker.js", import.meta.url), { type: "module" }); // written as bundlers want it
+  }
+  // A worker's script must have the origin of the page; what it imports need not.
+  const script = `import ${JSON.stringify(new URL("worker.js", here).href)};`;
+  return new Worker(URL.createObjectURL(new Blob([script], { type: "text/javascript" })), { type: "module" });
+}
+
+function defaultThreads(): number {
+  return Math.max(1, Math.min(MAX_THREADS, Math.floor(navigator.hardwareConcurrency / 2)));
 }
 
 function receive(reply: Reply): void {

@@ -1,0 +1,128 @@
+// Container, range decoder, schedule, plan and scaling, against what the Python package says of the same inputs:
+// the file that PQMIM_CASES names, which tests/web/web_cases.py writes.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+
+import { crc16, crc32 } from "../../web/dist/checksums.js";
+import { parseContainer } from "../../web/dist/container.js";
+import { gatherChunks, gridPlan } from "../../web/dist/gridPlan.js";
+import { readHeader, tokenHash } from "../../web/dist/index.js";
+import { PrefixReader, TokenReader } from "../../web/dist/rangeDecoder.js";
+import { resize } from "../../web/dist/resize.js";
+import { positionsOf, scheduleOf } from "../../web/dist/schedule.js";
+
+const cases = JSON.parse(readFileSync(process.env.PQMIM_CASES, "utf8"));
+const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
+const hex = (data) => Buffer.from(data).toString("hex");
+
+/** What a function returns, or the error that it throws as "name: message". */
+function outcomeOf(compute) {
+  try {
+    return compute();
+  } catch (error) {
+    return `${error.name}: ${error.message}`;
+  }
+}
+
+test("checksums", () => {
+  for (const { data, crc16: small, crc16FromOnes, crc32: large } of cases.checksums) {
+    assert.equal(crc16(bytes(data)), small);
+    assert.equal(crc16(bytes(data), 0xffff), crc16FromOnes);
+    assert.equal(crc32(bytes(data)), large);
+    assert.equal(crc32(bytes(data).subarray(2), crc32(bytes(data).subarray(0, 2))), large);
+  }
+});
+
+test("containers, good and bad ones", () => {
+  assert.ok(cases.containers.length > 300);
+  for (const { data, outcome } of cases.containers) {
+    const got = outcomeOf(() => {
+      const { payload, alpha, ...fields } = parseContainer(bytes(data));
+      return { ...fields, payload: hex(payload), alpha: alpha && hex(alpha) };
+    });
+    assert.deepEqual(got, outcome, data);
+  }
+});
+
+test("the header of a file", () => {
+  const { data, outcome } = cases.containers.find(({ outcome }) => outcome.alpha);
+  const { payload: _payload, alpha: _alpha, tokenCheck: _check, ...header } = outcome;
+  assert.deepEqual(readHeader(bytes(data)), { ...header, hasAlpha: true });
+});
+
+test("payloads of complete files", () => {
+  assert.ok(cases.payloads.length > 100);
+  for (const { frequencies, numCodewords, steps, payload, outcome } of cases.payloads) {
+    const got = outcomeOf(() => {
+      const reader = new TokenReader(bytes(payload));
+      const tokens = readAll(reader, frequencies, numCodewords, steps);
+      reader.finish();
+      return tokens;
+    });
+    assert.deepEqual(got, outcome);
+  }
+});
+
+test("payloads of partial files", () => {
+  assert.ok(cases.prefixes.length > 100);
+  for (const { frequencies, numCodewords, steps, payload, outcome } of cases.prefixes) {
+    assert.deepEqual(readAll(new PrefixReader(bytes(payload)), frequencies, numCodewords, steps), outcome);
+  }
+});
+
+/** Tokens that a source gives, asked in steps of so many. */
+function readAll(source, frequencies, numCodewords, steps) {
+  const tokens = [];
+  let row = 0;
+  for (const count of steps) {
+    const read = new Uint16Array(count);
+    const part = Int32Array.from(frequencies.slice(row * numCodewords, (row + count) * numCodewords));
+    tokens.push(...read.subarray(0, source.read(part, numCodewords, count, read)));
+    row += count;
+  }
+  return tokens;
+}
+
+test("schedules and positions", () => {
+  for (const { numSubquantizers, groupSteps, height, width, steps } of cases.schedules) {
+    const got = scheduleOf(numSubquantizers, groupSteps).map((step) => ({
+      ...step,
+      positions: Array.from(positionsOf(step, height, width)),
+    }));
+    assert.deepEqual(got, steps);
+  }
+});
+
+test("grid plans", () => {
+  for (const { height, width, window, shifted, windows, x, gathered } of cases.plans) {
+    const plan = gridPlan(height, width, window);
+    assert.deepEqual(Array.from(plan.shifted), shifted);
+    const got = plan.windows.map(({ count, source, rowOf, mask }) => ({
+      count,
+      source: Array.from(source),
+      rowOf: Array.from(rowOf),
+      mask: Array.from(mask),
+    }));
+    assert.deepEqual(got, windows);
+    assert.deepEqual(Array.from(gatherChunks(Uint8Array.from(x), plan.shifted, 32)), gathered);
+  }
+});
+
+test("scaling gives Pillow's pixels", () => {
+  for (const { rgb, width, height, toWidth, toHeight, scaled } of cases.scalings) {
+    const data = new Uint8ClampedArray(width * height * 4).fill(255);
+    rgb.forEach((value, i) => (data[Math.floor(i / 3) * 4 + (i % 3)] = value));
+    const got = resize({ data, width, height }, toWidth, toHeight);
+    assert.deepEqual([got.width, got.height], [toWidth, toHeight]);
+    assert.deepEqual(
+      Array.from(got.data.filter((_, i) => i % 4 < 3)),
+      scaled,
+    );
+    assert.ok(got.data.every((value, i) => i % 4 < 3 || value === 255));
+  }
+});
+
+test("the hash of tokens", async () => {
+  for (const { tokens, hash } of cases.hashes) assert.equal(await tokenHash(Uint16Array.from(tokens)), hash);
+});
