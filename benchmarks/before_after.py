@@ -39,6 +39,9 @@ EFFORTS = tuple(range(1, MAX_EFFORT + 1))
 ENCODE_ALL = """
 import json, pathlib, sys
 import pqmim
+if "float32" in sys.argv:
+    import pqmim.tiled_transforms
+    pqmim.tiled_transforms.has_fast_bf16 = lambda device: False
 codec = pqmim.load_codec(sys.argv[1], device="cpu")
 for source, target, quality, effort in json.load(sys.stdin):
     data = codec.encode(source, quality=quality, options=pqmim.EncodeOptions(effort=effort))
@@ -84,7 +87,7 @@ def measure_times(versions: Sequence[Version], options: argparse.Namespace) -> s
                         commands = [["encode", photo, "-o", file, *how] for file in coded]
                         add(f"encode {size}, effort {effort}", commands, repeats)
                     # Both decode one file, so that both do the same work.
-                    add(f"decode {size}", [["decode", coded[0], "-o", decoded, "-f"]] * 2, repeats)
+                    add(f"decode {size}", [["decode", coded[0], "-o", decoded, *model, "-f"]] * 2, repeats)
                 add("info", [["info", coded[0]]] * 2)
     header = ["command", "cores", "before, s (min / median)", "after, s", "before / after"]
     return table([*header, "before, MiB", "after, MiB", "before / after"], lines)
@@ -105,6 +108,8 @@ def compare_bytes(versions: Sequence[Version], options: argparse.Namespace) -> s
             if not file.exists()
         ]
         command = [version.python, "-c", ENCODE_ALL, options.model]
+        if name == "before" and options.before_float32:
+            command.append("float32")
         subprocess.run(command, input=json.dumps(tasks).encode(), env=version.environment(), check=True)
 
     codec, lines, ratios, gains = load_codec(options.model, device="cpu"), [], [], []
@@ -145,6 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     same = parser.add_argument_group("bytes")
     same.add_argument("--same-bytes", type=Path, metavar="PHOTOS", help="compare files, not times")
     same.add_argument("--qualities", type=float, nargs="+", default=[25.0, 50.0, 75.0])
+    same.add_argument(
+        "--before-float32",
+        action="store_true",
+        help="versions before 0.3 make corrections in bfloat16 where that is fast: have them made in float32",
+    )
     same.add_argument("--images", type=int, metavar="N", help="only the first N photos")
     options = parser.parse_args(arguments)
     if options.same_bytes is not None and options.output is None:

@@ -47,8 +47,9 @@ def rows_of(name: str, version: Version, folder: Path, options: argparse.Namespa
         photo = folder / f"{width}x{height}.png"
         photo_of_size(width, height).save(photo)
         coded = [folder / f"{index}.pqm" for index in range(2)]
-        encode = [["encode", photo, "-o", file, "-m", options.model, "-f"] for file in coded]
-        decode = [["decode", file, "-o", file.with_suffix(".png"), "-f"] for file in coded]
+        how = ("-m", options.model, "-f")
+        encode = [["encode", photo, "-o", file, *how] for file in coded]
+        decode = [["decode", file, "-o", file.with_suffix(".png"), *how] for file in coded]
         for what, commands in (("encode", encode), ("decode", decode)):
             seconds_of_two(version, commands, 1)  # fills caches of files, and makes both files for decode
             alone = seconds_alone(version, commands[0], options.repeats)
