@@ -31,20 +31,31 @@ from pqmim.evaluation.bd_rate import BdRate
 from pqmim.evaluation.results import bd_rates
 from pqmim.options import DEFAULT_EFFORT, MAX_EFFORT, EncodeOptions, Tune
 from pqmim.quantizer import Latent, ProductQuantizer
-from pqmim.token_coding import Budget, RateDistortionChoice
+from pqmim.token_coding import RateDistortionChoice
 
 MAX_PERCENT = 1000.0
 """A larger BD-rate says nothing."""
 
-MakeChoice = Callable[[ProductQuantizer, Latent, NDArray[np.float32], int, Budget | None], RateDistortionChoice]
+MakeChoice = Callable[..., RateDistortionChoice]
 """Arguments of `RateDistortionChoice`; no file here has a budget."""
 
 
 def nearest(
-    quantizer: ProductQuantizer, z: Latent, w: NDArray[np.float32], level: int, budget: Budget | None
+    quantizer: ProductQuantizer, z: Latent, w: NDArray[np.float32], level: int, *_: object
 ) -> RateDistortionChoice:
     """Choose by distance alone."""
     return RateDistortionChoice(quantizer, z, np.zeros_like(w), level)
+
+
+def with_static_share(static_share: float) -> MakeChoice:
+    """Choose by bits of which the static prior has another share."""
+
+    def choose(
+        quantizer: ProductQuantizer, z: Latent, w: NDArray[np.float32], level: int, *_: object
+    ) -> RateDistortionChoice:
+        return RateDistortionChoice(quantizer, z, w, level, static_share=static_share)
+
+    return choose
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,8 @@ def effort_name(effort: int) -> str:
 
 
 NEAREST = Variant("nearest codeword", EncodeOptions(effort=1), nearest, by_level=True)
-MASKED = Variant("masked model", EncodeOptions(effort=1), partial(RateDistortionChoice, static_share=0.0))
-STATIC = Variant("static prior", EncodeOptions(effort=1), partial(RateDistortionChoice, static_share=1.0))
+MASKED = Variant("masked model", EncodeOptions(effort=1), with_static_share(0.0))
+STATIC = Variant("static prior", EncodeOptions(effort=1), with_static_share(1.0))
 EFFORTS = tuple(Variant(effort_name(n), EncodeOptions(effort=n)) for n in range(1, MAX_EFFORT + 1))
 TUNED = Variant("tune ms-ssim", EncodeOptions(tune=Tune.MS_SSIM))
 VARIANTS = (NEAREST, MASKED, STATIC, *EFFORTS, TUNED)
