@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-from functools import lru_cache
 from importlib import import_module
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -113,8 +112,9 @@ def encode(
     _check_type("options", options, (EncodeOptions, type(None)), "EncodeOptions or None")
     _check_type("model", model, (str, os.PathLike), "a name or a path")
     _check_type("device", device, str, "a string")
-    codec = _codec(os.fspath(model), device, os.getpid())
-    return codec.encode(
+    from pqmim.loaded import loaded_codec
+
+    return loaded_codec(model, device=device).encode(
         _readable(image), quality=quality, target_bytes=target_bytes, target_bpp=target_bpp, options=options
     )
 
@@ -147,12 +147,10 @@ def decode(
     _check_type("model", model, (str, os.PathLike, type(None)), "a name, a path or None")
     _check_type("device", device, str, "a string")
     content = _content(data)
-    if model is None:
-        from pqmim.bitstream import parse
-        from pqmim.model_files import shipped_model_of
+    from pqmim.bitstream import parse
+    from pqmim.loaded import decoding_codec
 
-        model = shipped_model_of(parse(content).model_id).name
-    return _codec(os.fspath(model), device, os.getpid()).decode(content, options=options)
+    return decoding_codec(parse(content).model_id, model, device=device).decode(content, options=options)
 
 
 def _check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
@@ -192,14 +190,6 @@ def _content(data: bytes | str | PathLike[str] | BinaryIO) -> bytes:
     if isinstance(content, (bytes, bytearray, memoryview)):
         return bytes(content)
     raise TypeError(f"data must be bytes, a path or a binary file, not {_kind(data)}")
-
-
-@lru_cache(maxsize=2)
-def _codec(model: str, device: str, process: int) -> Codec:
-    """Load a codec once for many calls of a process; a fork of it would have the codec but not its threads."""
-    from pqmim.codec import load_codec
-
-    return load_codec(model, device=device)
 
 
 def __getattr__(name: str) -> Any:

@@ -231,6 +231,12 @@ def smallest_size(data: bytes) -> int:
     return overhead(replace(parse(data), is_partial=True, token_check=None, payload=b""))
 
 
+def at_coded_size(container: Container) -> Container:
+    """The coded picture alone, with the same tokens: not scaled back to the size of the original, without alpha."""
+    width, height = (-(-side // container.scale) for side in (container.width, container.height))
+    return replace(container, width=width, height=height, scale=1, alpha=None)
+
+
 class _Form(NamedTuple):
     """What the first bytes of a file say about the others."""
 

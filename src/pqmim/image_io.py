@@ -159,7 +159,7 @@ def encode_alpha(alpha: NDArray[np.uint8]) -> bytes:
     grey = Image.fromarray(alpha)
     coded = [_file_bytes(grey, "PNG", optimize=True)]
     if max(grey.size) <= _MAX_WEBP_SIDE:
-        coded.append(_file_bytes(grey.convert("RGB"), "WEBP", lossless=True))
+        coded.append(_file_bytes(grey.convert("RGB"), "WEBP", lossless=True, quality=100))
     return min(coded, key=len)
 
 
@@ -280,7 +280,7 @@ def _to_srgb(samples: Samples) -> NDArray[np.uint8]:
     return as_rgb(samples.colors)
 
 
-def _file_bytes(image: Image.Image, image_format: Literal["PNG", "WEBP"], **options: bool) -> bytes:
+def _file_bytes(image: Image.Image, image_format: Literal["PNG", "WEBP"], **options: int) -> bytes:
     file = io.BytesIO()
     image.save(file, format=image_format, **options)
     return file.getvalue()
