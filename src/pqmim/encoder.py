@@ -7,6 +7,7 @@ to hit a size, and which tokens are the best under it.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.config import STRIDE
+from pqmim.distortion import SquaredError, StructuralDissimilarity
 from pqmim.networks import Networks
-from pqmim.options import CORRECTIONS, EncodeOptions, Region, Tune
+from pqmim.options import EFFORTS, EncodeOptions, Region, Tune
 from pqmim.quantizer import Latent, Tokens
 from pqmim.range_coding import TokenWriter
-from pqmim.token_coding import Budget, PrefixWriter, RateDistortionChoice, code_tokens
+from pqmim.search import search
+from pqmim.token_coding import STATIC_SHARE, Budget, PrefixWriter, RateDistortionChoice, code_tokens
 
 CORRECTION_GAIN = 0.3
 """Share of the corrections, all together, that is added to the latent; chosen on the validation photos."""
@@ -66,6 +69,7 @@ class PictureEncoder:
         options: EncodeOptions,
         regions: Sequence[Region] = (),
     ) -> None:
+        self._networks = networks
         self._transforms = networks.transforms
         self._quantizer = networks.quantizer
         self._entropy_model = networks.entropy_model
@@ -74,6 +78,10 @@ class PictureEncoder:
         self._pixels = np.pad(rgb, padding, mode="edge")
         self._z = self._transforms.analyze(self._pixels)
         self._num_pixels = rgb.shape[0] * rgb.shape[1]
+        self._effort = EFFORTS[options.effort - 1]
+        # A search has weighed the decoded picture against static bits; to weigh other ones afterwards undoes a part.
+        self._static_share = 1.0 if self._effort.search_steps else STATIC_SHARE
+        self._deadline = time.monotonic() + options.max_seconds
         self._factors = self._trade_off_factors(regions)
         self._target: Latent | None = None
         self._level: int | None = None
@@ -97,12 +105,27 @@ class PictureEncoder:
         height, width = self._z.shape[2:]
         w_here = np.float32(self._quantizer.levels.applied_w(w, level)) * self._factors
         if self._target is None:
-            self._target = self._corrected(w_here, level)
-        choice = RateDistortionChoice(self._quantizer, self._target, w_here, level, budget)
+            self._target = (
+                self._searched(w_here, level) if self._effort.search_steps else self._corrected(w_here, level)
+            )
+        choice = RateDistortionChoice(self._quantizer, self._target, w_here, level, budget, self._static_share)
         writer = PrefixWriter(self._num_kept()) if is_partial else TokenWriter()
         tokens = code_tokens(self._entropy_model, writer, height, width, level, choice).tokens
         self._spent = choice.spent
         return EncodedTokens(level, tokens, writer.finish(), is_partial)
+
+    def _searched(self, w: NDArray[np.float32], level: int) -> Latent:
+        """The latent, moved to where its tokens decode best for their bits; w is (h * w,), as applied."""
+        return search(
+            self._networks,
+            self._pixels,
+            self._z,
+            w,
+            level,
+            StructuralDissimilarity if self._options.tune == Tune.MS_SSIM else SquaredError,
+            num_steps=self._effort.search_steps,
+            deadline=self._deadline,
+        )
 
     def _corrected(self, w: NDArray[np.float32], level: int) -> Latent:
         """The latent, moved towards what makes the *decoded* picture right: gradient steps through the quantizer.
@@ -112,7 +135,7 @@ class PictureEncoder:
         Args:
             w: (h * w,) as applied.
         """
-        target, number = self._z, CORRECTIONS[self._options.effort - 1]
+        target, number = self._z, self._effort.corrections
         height, width = self._z.shape[2:]
         for _ in range(number):
             tokens = self._quantizer.assign(self._quantizer.columns(target), w, level).reshape(-1, height, width)

@@ -10,9 +10,24 @@ from pqmim.bitstream import SCALES
 
 MAX_PIXELS = 100_000_000
 """Default limit on width x height, against files that ask for more memory than there is."""
-CORRECTIONS = (0, 2, 5)
-"""Corrections of the latent from the decoded picture at effort 1, 2 and 3."""
-MAX_EFFORT = len(CORRECTIONS)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long the encoder thinks.
+
+    Attributes:
+        corrections: of the latent from the decoded picture.
+        search_steps: of a search that judges tokens by the decoded picture, see `search`.
+    """
+
+    corrections: int = 0
+    search_steps: int = 0
+
+
+EFFORTS = (Effort(), Effort(corrections=2), Effort(search_steps=5))
+"""From effort 1 on."""
+MAX_EFFORT = len(EFFORTS)
 DEFAULT_EFFORT = 2
 
 
@@ -90,6 +105,7 @@ class EncodeOptions:
         scale: code the picture this many times smaller, one of `bitstream.SCALES`; None = as suits the rate.
         strict: a target below what is possible is an error.
         max_pixels: larger images are refused.
+        max_seconds: after which a search ends, whatever the effort; what it found by then has to do.
     """
 
     effort: int = DEFAULT_EFFORT
@@ -99,8 +115,11 @@ class EncodeOptions:
     scale: int | None = None
     strict: bool = False
     max_pixels: int = MAX_PIXELS
+    max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be above 0, not {self.max_seconds:g}")
         if self.scale is not None and self.scale not in SCALES:
             raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, not {self.scale}")
         if not 1 <= self.effort <= MAX_EFFORT:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.config import STRIDE
+from pqmim.distortion import Distortion, SquaredError
 from pqmim.model_files import ModelFile
 from pqmim.options import Device
 from pqmim.quantizer import Latent
@@ -29,26 +30,29 @@ class Transforms:
     Args:
         threads: that work on one tile.
         device: where they run.
+
+    Attributes:
+        margin: positions around a tile that matter to it.
+        energy: what a latent step of one moves the sum of squared errors (pixels in [0, 1]) by, if the synthesis were
+            linear and orthonormal.
     """
 
     def __init__(self, model: ModelFile, *, threads: int, device: Device = Device.CPU) -> None:
         self._model = model
         self._threads, self._providers = threads, providers_of(device)
         autoencoder = model.config.tokenizer.autoencoder
-        self._margin = autoencoder.margin
-        # A latent step of one moves the sum of squared errors (pixels in [0, 1]) by this, if the synthesis were linear
-        # and orthonormal.
-        self._energy = (autoencoder.latent_unit / 255) ** 2
+        self.margin = autoencoder.margin
+        self.energy = (autoencoder.latent_unit / 255) ** 2
 
     def analyze(self, pixels: NDArray[np.uint8]) -> Latent:
         """(H, W, 3) uint8, sides multiples of the stride -> latent (1, D, h, w)."""
 
         def analyze(top: int, bottom: int, left: int, right: int) -> NDArray[np.float32]:
-            (z,) = self._analysis.run(rgb=_crop(pixels, top, bottom, left, right))
+            (z,) = self._analysis.run(rgb=crop(pixels, top, bottom, left, right))
             return np.asarray(z[0].transpose(1, 2, 0))
 
         height, width = pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE
-        z = assemble_tiles(analyze, height, width, 1, self._margin)
+        z = assemble_tiles(analyze, height, width, 1, self.margin)
         return np.ascontiguousarray(z.transpose(2, 0, 1)[None])
 
     def synthesize(
@@ -67,7 +71,7 @@ class Transforms:
         def synthesize(top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
             return self._synthesis.run(z=latent_of(top, bottom, left, right))[0]
 
-        return assemble_tiles(synthesize, height, width, STRIDE, self._margin)
+        return assemble_tiles(synthesize, height, width, STRIDE, self.margin)
 
     def correct(self, z_q: Latent, pixels: NDArray[np.uint8]) -> Latent:
         """Latent that would undo the error of a reconstruction: one Newton step in the decoded picture.
@@ -85,18 +89,21 @@ class Transforms:
 
         def correct(top: int, bottom: int, left: int, right: int) -> NDArray[np.float32]:
             part = np.ascontiguousarray(z_q[:, :, top:bottom, left:right])
-            error, *saved = self._forward.run(z=part)
-            original = _crop(pixels, top, bottom, left, right).transpose(2, 0, 1)
-            error -= original * np.float32(1 / 255)
-            error *= 2  # gradient of the sum of squares
-            values = dict(zip(self._forward.outputs[1:], saved, strict=True))
-            (gradient,) = self._vjp.run(gradient=error, **values)
-            gradient *= np.float32(-1 / (2 * self._energy))
+            _, gradient = self.differentiate(part, SquaredError(crop(pixels, top, bottom, left, right)))
+            gradient *= np.float32(-1 / (2 * self.energy))
             gradient += part
             return np.asarray(gradient[0].transpose(1, 2, 0))
 
-        z = assemble_tiles(correct, z_q.shape[2], z_q.shape[3], 1, self._margin)
+        z = assemble_tiles(correct, z_q.shape[2], z_q.shape[3], 1, self.margin)
         return np.ascontiguousarray(z.transpose(2, 0, 1)[None])
+
+    def differentiate(self, z_q: Latent, distortion: Distortion) -> tuple[float, Latent]:
+        """Distortion of the picture that a quantized latent (1, D, h, w) of one tile decodes to, and its gradient with
+        respect to the latent."""
+        picture, *saved = self._forward.run(z=z_q)
+        value, of_picture = distortion(picture)
+        (gradient,) = self._vjp.run(gradient=of_picture, **dict(zip(self._forward.outputs[1:], saved, strict=True)))
+        return value, gradient
 
     # Made when first used: a decoder needs one of them, an encoder without corrections another.
 
@@ -120,9 +127,14 @@ class Transforms:
         return Session(self._model, name, threads=self._threads, providers=self._providers, level="all")
 
 
-def _crop(pixels: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
+def crop(pixels: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
     """Part of a picture, given in positions."""
     return np.ascontiguousarray(pixels[top * STRIDE : bottom * STRIDE, left * STRIDE : right * STRIDE])
+
+
+def num_tiles(height: int, width: int) -> int:
+    """Tiles of a grid, sides in positions."""
+    return -(-height // TILE_POSITIONS) * -(-width // TILE_POSITIONS)
 
 
 def assemble_tiles(

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pqmim.options import (
-    CORRECTIONS,
     DEFAULT_EFFORT,
     MAX_EFFORT,
     Device,
@@ -25,7 +24,8 @@ def test_defaults() -> None:
     assert (options.effort, options.tune, options.keep, options.scale) == (DEFAULT_EFFORT, Tune.PSNR, 1.0, None)
     assert not options.strict
     assert FillOptions() == FillOptions(Fill.LIKELY, 0, 1.0, None)
-    assert MAX_EFFORT == len(CORRECTIONS) == 3
+    assert MAX_EFFORT == 3
+    assert options.max_seconds == math.inf
 
 
 def test_names_are_values() -> None:

@@ -6,6 +6,7 @@ Each command has a class that makes the result of one input; worker processes ge
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -142,6 +143,10 @@ def encode(
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
     jobs: opt.Jobs = 1,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="End the search of effort 3 after this long.", show_default=False),
+    ] = None,
     max_pixels: opt.MaxPixels = MAX_PIXELS,
     force: opt.Force = False,
     skip_existing: opt.SkipExisting = False,
@@ -163,6 +168,7 @@ def encode(
             scale=None if scale is Scale.AUTO else int(scale),
             strict=strict,
             max_pixels=max_pixels,
+            max_seconds=math.inf if max_seconds is None else max_seconds,
         )
     codecs = Codecs(model, device, threads, jobs)
     convert = _Encode(
