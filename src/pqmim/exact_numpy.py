@@ -171,7 +171,8 @@ class NumpyParts:
     @staticmethod
     def _added(h: Stream, update: Stream) -> tuple[Stream, Activations]:
         """Round an update, add it to the residual stream -> h, x."""
-        h = np.clip(h + np.rint(update), -RESIDUAL_MAX, RESIDUAL_MAX)
+        h = h + np.rint(update)
+        np.clip(h, -RESIDUAL_MAX, RESIDUAL_MAX, out=h)  # in place: before NumPy 2 the result would be float64
         return h, _normalize(h)
 
     @cached_property
@@ -242,7 +243,9 @@ def _normalize(h: Stream) -> Activations:
     squares = np.square(h.astype(np.float64)).sum(-1, keepdims=True) + NORM_EPSILON  # exact: below C * 2^40 < 2^53
     # NumPy's square root is the processor's instruction, which is correctly rounded.
     gain = math.sqrt(h.shape[-1]) / ACTIVATION_UNIT / np.sqrt(squares)
-    return _activations(np.clip(np.rint(h * gain.astype(np.float32)), -INT8_MAX, INT8_MAX))
+    normalized = h * gain.astype(np.float32)
+    np.rint(normalized, out=normalized)
+    return _activations(np.clip(normalized, -INT8_MAX, INT8_MAX, out=normalized))
 
 
 def frequencies_of_logits(logits: Stream, table: Stream) -> NDArray[np.int32]:

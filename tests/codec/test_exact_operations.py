@@ -1,5 +1,6 @@
 """Operations of the exact arithmetic, each against its definition, in NumPy and in ONNX Runtime (docs/exactness.md)."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,14 +149,15 @@ def test_residual_stream_at_its_bounds_normalizes_exactly() -> None:
     assert MAX_INNER * RESIDUAL_MAX**2 + 1 < 2**53
 
 
-def all_parts() -> list[Parts]:
-    """Every implementation whose parts are not the same graphs as another's."""
+@functools.cache
+def parts_of(kernel: str) -> Parts:
     model = model_file()
     count = model.config.tokenizer.quantizer.num_subquantizers
-    return [NumpyParts(CONFIG, count, model.tensors), GraphParts(model, "float32")]
+    return NumpyParts(CONFIG, count, model.tensors) if kernel == "numpy" else GraphParts(model, kernel)
 
 
-PARTS = all_parts()
+PARTS = (parts_of("numpy"), parts_of("float32"))
+"""Those whose graphs are not about the same as another's."""
 
 
 @settings(deadline=None, max_examples=50)
@@ -175,6 +177,50 @@ def test_embedding_sums_to_the_residual_stream(seed: int, largest: int) -> None:
         h, x = parts.embed(embedded)
         assert np.array_equal(h, expected_h), parts.kernel
         assert (x.astype(int) - ZERO).tolist() == expected_x, parts.kernel
+
+
+# -- types --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", HERE)
+def test_parts_have_the_types_that_their_rounding_rests_on(kernel: str) -> None:
+    """A product in float64 would be rounded otherwise: NumPy's promotions are not to creep in."""
+    parts = parts_of(kernel)
+    rng = np.random.default_rng(0)
+    num_keys = CONFIG.window**2
+    x = rng.integers(1, 256, (num_keys, CONFIG.width), np.uint8)
+    h, _ = embedded = parts.embed(rng.integers(-4000, 4000, x.shape).astype(np.float32))
+    mixed = parts.attend(0, x, np.zeros((1, 1, 1, num_keys), np.float32))
+    for stream, activations in (embedded, parts.project(0, h, mixed), parts.feed(1, h, x)):
+        assert stream.dtype == np.float32
+        assert activations.dtype == np.uint8
+    head = parts.head(1, x)
+    assert (mixed.dtype, head.dtype) == (np.uint8, np.uint8)
+    assert parts.frequencies(head, 0, 1).dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("value", "total"), [(2608, 107135208), (2356, 324604160), (2737, 92969553), (3459, 88935795), (671, 546425761)]
+)
+def test_products_are_rounded_to_single_precision_before_they_are_rounded_to_integers(value: int, total: int) -> None:
+    """Where the exact product lies beyond a half, and the nearest float32 is the half itself, which goes to even."""
+    row, rest = [value], total - 1 - value**2
+    while rest:  # squares that add up to the total
+        row.append(math.isqrt(rest))
+        rest -= row[-1] ** 2
+    h = np.zeros((1, CONFIG.width), np.float32)
+    h[0, : len(row)] = row
+    gain = np.float32((math.sqrt(CONFIG.width) * 16) / math.sqrt(total))
+    in_single = round(float(np.float32(value) * gain))
+    assert in_single != round(value * float(gain))
+    assert _normalize(h)[0, 0] == ZERO + in_single
+    nothing = np.full((1, CONFIG.width), ZERO, np.uint8)  # an update of what the biases give
+    for kernel in HERE:
+        parts = parts_of(kernel)
+        update = parts.project(0, np.zeros_like(h), nothing)[0]
+        h_out, x_out = parts.project(0, h - update, nothing)
+        assert np.array_equal(h_out, h)
+        assert x_out[0, 0] == ZERO + in_single, kernel
 
 
 # -- attention ----------------------------------------------------------------------------------------------
