@@ -11,8 +11,6 @@ from pqmim.fixed_point import MAX_INNER
 
 STRIDE = 16
 """Pixels per side of a position."""
-STRIDE = 16
-"""Pixels per side of a position."""
 NUM_LEVELS = 6
 """Levels: trade-offs between rate and distortion that have codebooks and static priors of their own."""
 

@@ -6,6 +6,10 @@ point. The bounds keep every sum exact in float32, in any order (docs/exactness.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 INT8_MAX = 127
 """Largest magnitude of an operand of an integer product."""
 MAX_INNER = 1040

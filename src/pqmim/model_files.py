@@ -29,6 +29,8 @@ FORMAT = "pqmim model 2"
 EARLIER_FORMAT = "pqmim model 1"
 """Without graphs, before version 0.3: training starts from such files too, and `training.export` converts them."""
 MODEL_FILE = "model.safetensors"
+FLOAT_MODEL = "entropy_model_float.pt"
+"""Where training leaves the entropy model in float32, beside the model file."""
 MODEL_ID_BYTES = 4
 GRAPH_PREFIX = "graph."
 WEIGHT_PREFIXES = ("tokenizer.", "entropy.")

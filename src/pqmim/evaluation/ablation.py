@@ -24,7 +24,7 @@ from pqmim.errors import MissingExtraError
 from pqmim.evaluation.dataset import find_images
 from pqmim.evaluation.pixel_metrics import psnr_rgb
 from pqmim.image_io import load_picture
-from pqmim.model_files import ModelFile, find_model, load_model
+from pqmim.model_files import FLOAT_MODEL, ModelFile, find_model, load_model
 from pqmim.quantizer import Tokens
 from pqmim.schedule import NUM_QUINCUNX_STEPS
 
@@ -35,8 +35,6 @@ FILE, PSNR = "file", "psnr-rgb"
 UNIFORM, STATIC, FLOAT, EXACT, PAYLOAD = "uniform", "static", "masked-float", "masked-exact", "payload"
 COMPARISONS = ((STATIC, UNIFORM), (EXACT, STATIC), (EXACT, FLOAT), (PAYLOAD, EXACT))
 """Which rate is told against which, where a variant has both."""
-FLOAT_MODEL = "entropy_model_float.pt"
-"""Where training leaves the network in float32, in the run folder."""
 NEAREST_W = 1e-6
 """Squared latent units per bit so small that only the distance counts."""
 

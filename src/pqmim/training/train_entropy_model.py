@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pqmim.errors import ConfigError
-from pqmim.model_files import MODEL_FILE
+from pqmim.model_files import FLOAT_MODEL, MODEL_FILE
 from pqmim.schedule import quincunx_steps
 from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.data import STAGE_STEPS
@@ -34,8 +34,6 @@ LATER_STEPS_WEIGHT = 0.3
 what was not sent needs their probabilities."""
 SAME_CODEWORDS = 0.2
 """Codewords that moved by less than this (mean square, in mean squares of their size) are taken to be the same ones."""
-FLOAT_MODEL = "entropy_model_float.pt"
-"""Trainable weights, kept beside the model file for the ablation of exact against float arithmetic."""
 
 
 def draw_masks(
