@@ -19,6 +19,7 @@ MAX_DIMENSION = 1 << 21
 MAX_LEVEL = 15
 SCALES = (1, 2, 4, 8)
 MAX_ALPHA_BYTES = (1 << 28) - 1
+MAX_METADATA_BYTES = 1 << 22
 MODEL_ID_BYTES = 4
 MINI_MODEL_ID_BYTES = 2
 MINI_MAX_LEVEL = 7
@@ -27,7 +28,8 @@ MINI_MAX_PAYLOAD = 1024
 
 _FLAG_PARTIAL = 0b0001
 _FLAG_ALPHA = 0b0010
-_KNOWN_FLAGS = _FLAG_PARTIAL | _FLAG_ALPHA
+_FLAG_METADATA = 0b0100
+_KNOWN_FLAGS = _FLAG_PARTIAL | _FLAG_ALPHA | _FLAG_METADATA
 _TOKEN_CHECK_BYTES = 2
 _FILE_CHECK_BYTES = 4
 _MINI_FILE_CHECK_BYTES = 2
@@ -54,6 +56,7 @@ class Container:
         is_partial: whether further digits of the payload are missing.
         token_check: 16 bits, see `token_check`; None in partial files, may be None in the mini form.
         alpha: the coded alpha channel if the image has one, at least one byte.
+        metadata: packed by `metadata.pack`, at least one byte; None if the file keeps none.
     """
 
     width: int
@@ -65,6 +68,7 @@ class Container:
     is_partial: bool = False
     token_check: int | None = None
     alpha: bytes | None = None
+    metadata: bytes | None = None
 
     def __post_init__(self) -> None:
         if not (1 <= self.width <= MAX_DIMENSION and 1 <= self.height <= MAX_DIMENSION):
@@ -75,6 +79,8 @@ class Container:
             raise ValueError(f"a scale must be one of {SCALES}, not {self.scale}")
         if self.alpha is not None and not 1 <= len(self.alpha) <= MAX_ALPHA_BYTES:
             raise ValueError(f"alpha must have 1 to {MAX_ALPHA_BYTES} bytes, not {len(self.alpha)}")
+        if self.metadata is not None and not 1 <= len(self.metadata) <= MAX_METADATA_BYTES:
+            raise ValueError(f"metadata must have 1 to {MAX_METADATA_BYTES} bytes, not {len(self.metadata)}")
         if len(self.model_id) != MODEL_ID_BYTES and not (self.is_mini and len(self.model_id) == MINI_MODEL_ID_BYTES):
             raise ValueError(f"a model id has {MODEL_ID_BYTES} bytes here, not {len(self.model_id)}")
         if self.token_check is not None and not 0 <= self.token_check < 1 << 16:
@@ -87,7 +93,7 @@ class Container:
     @property
     def is_mini(self) -> bool:
         """Whether the file has the mini form, which it has wherever it can."""
-        return _is_mini(self.level, self.alpha is not None, len(self.payload))
+        return _is_mini(self.level, self.alpha is not None or self.metadata is not None, len(self.payload))
 
 
 def token_check(tokens: bytes) -> int:
@@ -109,17 +115,20 @@ def pack(container: Container) -> bytes:
         body = MINI_MAGIC + bytes([settings]) + model_id + sides + container.payload
     else:
         flags = 0
-        alpha = tokens = b""
+        sections = tokens = b""
         if container.is_partial:
             flags |= _FLAG_PARTIAL
         if container.alpha is not None:
             flags |= _FLAG_ALPHA
-            alpha = _varint(len(container.alpha)) + container.alpha
+            sections += _varint(len(container.alpha)) + container.alpha
+        if container.metadata is not None:
+            flags |= _FLAG_METADATA
+            sections += _varint(len(container.metadata)) + container.metadata
         if container.token_check is not None:
             tokens = container.token_check.to_bytes(_TOKEN_CHECK_BYTES, "big")
         settings = log2_scale << 4 | container.level
         start = MAGIC + bytes([VERSION << 4 | flags]) + container.model_id + bytes([settings])
-        body = start + sides + alpha + container.payload + tokens
+        body = start + sides + sections + container.payload + tokens
     return body + _file_check(body, is_mini=container.is_mini)
 
 
@@ -153,10 +162,11 @@ def parse(data: bytes) -> Container:
     # From here on the bytes are as they were written; what still does not fit was written wrongly.
     fields = _FieldReader(data, end=len(data) - (_MINI_FILE_CHECK_BYTES if form.is_mini else _FILE_CHECK_BYTES))
     container = _read_header(fields, form)
-    alpha = _read_alpha(fields) if form.has_alpha else None
+    alpha = _read_section(fields, "alpha", MAX_ALPHA_BYTES) if form.has_alpha else None
+    metadata = _read_section(fields, "metadata", MAX_METADATA_BYTES) if form.has_metadata else None
     has_token_check = not (form.is_mini or form.is_partial)
     payload = fields.take_but(_TOKEN_CHECK_BYTES if has_token_check else 0)
-    if form.is_mini != _is_mini(container.level, form.has_alpha, len(payload)):
+    if form.is_mini != _is_mini(container.level, form.has_alpha or form.has_metadata, len(payload)):
         raise DamagedFileError("the file is not in its shortest form")
     return replace(
         container,
@@ -164,6 +174,7 @@ def parse(data: bytes) -> Container:
         is_partial=form.is_partial,
         token_check=int.from_bytes(fields.take(_TOKEN_CHECK_BYTES), "big") if has_token_check else None,
         alpha=alpha,
+        metadata=metadata,
     )
 
 
@@ -187,24 +198,30 @@ def salvage(data: bytes) -> tuple[Container, str]:
     reason = "checksum mismatch: cut or damaged"
     fields = _FieldReader(data, end=len(data))
     container = _read_header(fields, form)
-    alpha = None
-    if form.has_alpha:
-        try:
-            alpha = _read_alpha(fields)
-        except DamagedFileError:
-            return container, f"{reason}; the alpha channel and all behind it are lost"
+    lost = "alpha channel"
+    try:
+        if form.has_alpha:
+            container = replace(container, alpha=_read_section(fields, "alpha", MAX_ALPHA_BYTES))
+        lost = "metadata section"
+        if form.has_metadata:
+            container = replace(container, metadata=_read_section(fields, "metadata", MAX_METADATA_BYTES))
+    except DamagedFileError:
+        return container, f"{reason}; the {lost} and all behind it are lost"
     payload = fields.take_but(0)
     if form.is_mini:
         payload = payload[:MINI_MAX_PAYLOAD]
-    return replace(container, payload=payload, alpha=alpha), reason
+    return replace(container, payload=payload), reason
 
 
-def truncate(data: bytes, num_bytes: int) -> bytes:
-    """Cut a .pqm file to a partial one, which keeps as much of the payload as fits, and all of alpha.
+def truncate(data: bytes, num_bytes: int, *, keep_metadata: bool = False) -> bytes:
+    """Cut a .pqm file to a smaller one, which keeps as much of the payload as fits, and all of alpha.
+
+    Metadata go first: if the file fits without them, all of the payload is kept.
 
     Args:
         data: a complete or partial file.
         num_bytes: upper bound for the result.
+        keep_metadata: cut the payload only.
 
     Returns:
         The data itself if it is small enough already.
@@ -216,6 +233,11 @@ def truncate(data: bytes, num_bytes: int) -> bytes:
     container = parse(data)
     if len(data) <= num_bytes:
         return data
+    if container.metadata is not None and not keep_metadata:
+        container = replace(container, metadata=None)
+        without_metadata = pack(container)
+        if len(without_metadata) <= num_bytes:
+            return without_metadata
     partial = replace(container, is_partial=True, token_check=None)
     room = num_bytes - overhead(partial)
     without_payload = replace(partial, payload=b"")
@@ -226,15 +248,16 @@ def truncate(data: bytes, num_bytes: int) -> bytes:
     return pack(replace(partial, payload=container.payload[:room]))
 
 
-def smallest_size(data: bytes) -> int:
+def smallest_size(data: bytes, *, keep_metadata: bool = False) -> int:
     """Size of the smallest file, bytes, that `truncate` can make."""
-    return overhead(replace(parse(data), is_partial=True, token_check=None, payload=b""))
+    smallest = replace(parse(data), is_partial=True, token_check=None, payload=b"")
+    return overhead(smallest if keep_metadata else replace(smallest, metadata=None))
 
 
 def at_coded_size(container: Container) -> Container:
-    """The coded picture alone, with the same tokens: not scaled back to the size of the original, without alpha."""
+    """The coded picture alone, with the same tokens: not scaled back to the original's size, no alpha, no metadata."""
     width, height = (-(-side // container.scale) for side in (container.width, container.height))
-    return replace(container, width=width, height=height, scale=1, alpha=None)
+    return replace(container, width=width, height=height, scale=1, alpha=None, metadata=None)
 
 
 class _Form(NamedTuple):
@@ -243,11 +266,12 @@ class _Form(NamedTuple):
     is_mini: bool
     is_partial: bool
     has_alpha: bool
+    has_metadata: bool
 
 
-def _is_mini(level: int, has_alpha: bool, num_payload_bytes: int) -> bool:
+def _is_mini(level: int, has_sections: bool, num_payload_bytes: int) -> bool:
     """Whether a file is written in the mini form."""
-    return level <= MINI_MAX_LEVEL and not has_alpha and num_payload_bytes <= MINI_MAX_PAYLOAD
+    return level <= MINI_MAX_LEVEL and not has_sections and num_payload_bytes <= MINI_MAX_PAYLOAD
 
 
 def _read_form(data: bytes) -> _Form:
@@ -269,17 +293,17 @@ def _read_form(data: bytes) -> _Form:
     if magic == MINI_MAGIC:
         if byte >> 6:
             raise UnsupportedFileError(f"mini form {byte >> 6}; a newer release may read this file")
-        return _Form(is_mini=True, is_partial=bool(byte & 1), has_alpha=False)
+        return _Form(is_mini=True, is_partial=bool(byte & 1), has_alpha=False, has_metadata=False)
     version, flags = byte >> 4, byte & 0b1111
     if version != VERSION:
         raise UnsupportedFileError(f"format version {version}; this release reads version {VERSION}")
     if flags & ~_KNOWN_FLAGS:
         raise UnsupportedFileError(f"unknown flags {flags:#06b}; a newer release may read this file")
-    return _Form(is_mini=False, is_partial=bool(flags & _FLAG_PARTIAL), has_alpha=bool(flags & _FLAG_ALPHA))
+    return _Form(False, *(bool(flags & flag) for flag in (_FLAG_PARTIAL, _FLAG_ALPHA, _FLAG_METADATA)))
 
 
 def _read_header(fields: "_FieldReader", form: _Form) -> Container:
-    """Read the fields from the start to the height, as a partial container without alpha and payload.
+    """Read the fields from the start to the height, as a partial container without sections and payload.
 
     Raises:
         UnsupportedFileError, DamagedFileError: see `parse`.
@@ -307,16 +331,16 @@ def _read_header(fields: "_FieldReader", form: _Form) -> Container:
     )
 
 
-def _read_alpha(fields: "_FieldReader") -> bytes:
-    """Read the alpha section.
+def _read_section(fields: "_FieldReader", name: str, max_bytes: int) -> bytes:
+    """Read a section: its length and its bytes.
 
     Raises:
-        DamagedFileError: it is cut or empty.
+        DamagedFileError: it is cut, too long or empty.
     """
-    alpha = fields.take(fields.varint(max_value=MAX_ALPHA_BYTES))
-    if not alpha:
-        raise DamagedFileError("the alpha section is empty")
-    return alpha
+    section = fields.take(fields.varint(max_value=max_bytes))
+    if not section:
+        raise DamagedFileError(f"the {name} section is empty")
+    return section
 
 
 def _file_check(body: bytes, *, is_mini: bool) -> bytes:

@@ -239,8 +239,8 @@ def test_each_cause_has_its_error() -> None:
             parse(mini[:length])
     with pytest.raises(UnsupportedFileError, match="format version 1; this release reads version 2"):
         parse(good[:4] + b"\x10" + good[5:])
-    with pytest.raises(UnsupportedFileError, match="flags 0b0100"):
-        parse(good[:4] + b"\x24" + good[5:])
+    with pytest.raises(UnsupportedFileError, match="flags 0b1000"):
+        parse(good[:4] + b"\x28" + good[5:])
     with pytest.raises(UnsupportedFileError, match="settings 0b01011001"):
         parse(with_checksum(good[:9] + b"\x59" + good[10:-4]))
     with pytest.raises(UnsupportedFileError, match="mini form 2"):
