@@ -25,6 +25,8 @@ unsigned ones, standard ONNX's MatMulInteger, or integers in float32."""
 KERNELS = (*GRAPH_KERNELS, NumpyParts.kernel)
 TRIAL_ROWS, TRIAL_RUNS = 256, 3
 """Rows and repetitions of the trial that finds the fastest kernel."""
+QUESTION_ROWS = 37
+"""Rows of a known question: whole blocks of the kernels and a rest."""
 
 
 class GraphParts:
@@ -138,18 +140,21 @@ def is_exact(parts: Parts, reference: Parts, config: ModelConfig) -> bool:
         return x
 
     questions: list[tuple[str, tuple[Any, ...]]] = []
-    embedded = rng.integers(-(1 << 22), 1 << 22, (4, width)).astype(np.float32)
+    embedded = rng.integers(-(1 << 22), 1 << 22, (QUESTION_ROWS, width)).astype(np.float32)
     questions.append(("embed", (embedded,)))
     mask = np.zeros((1, 1, 1, num_keys), np.float32)
     mask[..., :3] = OUTSIDE
     for layer in range(config.entropy.num_layers):
-        h = rng.integers(-RESIDUAL_MAX, RESIDUAL_MAX, (5, width)).astype(np.float32)
-        h[1:] = rng.integers(-2000, 2000, (4, width))
+        h = rng.integers(-RESIDUAL_MAX, RESIDUAL_MAX, (QUESTION_ROWS, width)).astype(np.float32)
+        h[1:] = rng.integers(-2000, 2000, (QUESTION_ROWS - 1, width))
         if layer % config.entropy.attention_every == 0:
-            questions += [("attend", (layer, activations(num_keys), mask)), ("project", (layer, h, activations(5)))]
-        questions.append(("feed", (layer, h, activations(5))))
-    heads = [reference.head(group, activations(5)) for group in range(len(config.entropy.group_steps))]
-    questions += [("head", (group, activations(5))) for group in range(len(heads))]
+            questions += [
+                ("attend", (layer, activations(num_keys), mask)),
+                ("project", (layer, h, activations(QUESTION_ROWS))),
+            ]
+        questions.append(("feed", (layer, h, activations(QUESTION_ROWS))))
+    heads = [reference.head(group, activations(QUESTION_ROWS)) for group in range(len(config.entropy.group_steps))]
+    questions += [("head", (group, activations(QUESTION_ROWS))) for group in range(len(heads))]
     questions.append(("frequencies", (heads[0], 0, 0)))
     for name, arguments in questions:
         answers = [getattr(implementation, name)(*arguments) for implementation in (parts, reference)]
