@@ -23,7 +23,7 @@ GRAPH_KERNELS = ("qgemm-s8", "qgemm", "matmulinteger", "float32")
 """How ONNX Runtime multiplies: QGemm on unsigned by signed operands (exact where the processor has VNNI) or unsigned by
 unsigned ones, standard ONNX's MatMulInteger, or integers in float32."""
 KERNELS = (*GRAPH_KERNELS, NumpyParts.kernel)
-TRIAL_ROWS, TRIAL_RUNS = 256, 3
+TRIAL_ROWS, TRIAL_RUNS = 64, 8
 """Rows and repetitions of the trial that finds the fastest kernel."""
 QUESTION_ROWS = 37
 """Rows of a known question: whole blocks of the kernels and a rest."""
