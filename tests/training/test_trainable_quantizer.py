@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from training.tiny_networks import make_tiny_tokenizer
 
 from pqmim.levels import LEVEL_END, LEVEL_START, Levels
+from pqmim.quantizer import PREFIX, ProductQuantizer
+from pqmim.runtime import Workers
 from pqmim.training.trainable_quantizer import (
     FactorizedDensity,
     TrainableQuantizer,
@@ -248,3 +251,20 @@ def test_levels_of_training_are_those_of_the_codec(quantizer: TrainableQuantizer
         assert int(quantizer.level(w)) == level
         assert float(quantizer.applied_w(w, torch.tensor(level))) == pytest.approx(levels.applied_w(w, level), rel=1e-5)
         assert quantizer.asking_for(w) == pytest.approx(levels.asking_for(w), rel=1e-5)
+
+
+def test_the_codec_chooses_and_decodes_as_training_does() -> None:
+    trained = make_tiny_tokenizer().quantizer.requires_grad_(False)
+    stored = {n: t.half() if t.is_floating_point() else t for n, t in trained.state_dict().items()}
+    trained.load_state_dict(stored)  # what a file holds
+    quantizer = ProductQuantizer({PREFIX + name: tensor.numpy() for name, tensor in stored.items()}, Workers(1))
+    noise = torch.randn(1, trained.num_channels, 9, 7, generator=torch.Generator().manual_seed(8))
+    z = trained.default[None, :, None, None] + noise
+    for level, w in ((0, 0.5), (2, 3.0), (5, 60.0)):
+        tokens = trained.assign(z, w, torch.tensor([level]))[0]
+        columns = quantizer.columns(z.numpy())
+        found = quantizer.assign(columns, np.full(len(columns), w, np.float32), level).reshape(tokens.shape)
+        assert (found != tokens.numpy()).mean() < 0.01  # where two costs differ by a rounding
+        expected = trained.dequantize(tokens[None], torch.tensor([level]))
+        assert np.array_equal(quantizer.dequantize(tokens.numpy(), level), expected)
+        assert np.allclose(quantizer.prior_bits[level], trained.prior_bits()[level], atol=1e-5)
