@@ -332,11 +332,7 @@ def _read_header(fields: "_FieldReader", form: _Form) -> Container:
 
 
 def _read_section(fields: "_FieldReader", name: str, max_bytes: int) -> bytes:
-    """Read a section: its length and its bytes.
-
-    Raises:
-        DamagedFileError: it is cut, too long or empty.
-    """
+    """Read length and bytes of a section. Raises DamagedFileError: it is cut, too long or empty."""
     section = fields.take(fields.varint(max_value=max_bytes))
     if not section:
         raise DamagedFileError(f"the {name} section is empty")

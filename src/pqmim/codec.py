@@ -11,18 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pqmim.bitstream import Container
+from pqmim.bitstream import Container, parse
 from pqmim.config import STRIDE
 from pqmim.errors import ImageError, LimitError, ModelError
 from pqmim.file_decoder import FileDecoder
 from pqmim.file_encoder import FileEncoder
 from pqmim.image_io import ImageLike, Picture, load_mask, load_picture, to_pillow
+from pqmim.metadata import Metadata, unpack
 from pqmim.model_files import ModelFile, find_model, load_model
 from pqmim.networks import Networks
 from pqmim.options import MAX_PIXELS, EncodeOptions, Fill, FillOptions
 from pqmim.quantizer import Tokens
 from pqmim.range_coding import TokenWriter
 from pqmim.token_coding import Frequencies, GivenTokens, TokenGrid, bits_table, code_tokens, token_bytes
+
+NO_TOKEN = 0xFFFF
+"""Stands in uint16 arrays where a partial file holds no token."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class DecodedImage:
         image: RGB or RGBA of the original size.
         invented_share: share of the tokens that were not in the file and were filled, 0 to 1.
         problem: what was wrong with a salvaged file, else empty.
+        metadata: of the original, as far as the file keeps them; the image is upright sRGB whatever they say.
     """
 
     image: Image.Image
     invented_share: float
     problem: str = ""
+    metadata: Metadata = Metadata()  # noqa: RUF009 (it is frozen)
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,12 @@ class Codec:
 
     def encode_tokens(self, image: ImageLike, *, quality: float = 50.0) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 that `encode` sends for an image; arguments and errors as there."""
-        return self._encoder.encode(image, quality, None, None, EncodeOptions()).tokens.tokens
+        return self.encode_with_tokens(image, quality=quality)[1]
+
+    def encode_with_tokens(self, image: ImageLike, *, quality: float = 50.0) -> tuple[bytes, NDArray[np.int64]]:
+        """What `encode` returns, and its token grid (M, h, w) int64; arguments and errors as there."""
+        encoded = self._encoder.encode(image, quality, None, None, EncodeOptions())
+        return encoded.data, encoded.tokens.tokens
 
     def encode_with_rates(
         self, image: ImageLike, *, quality: float = 50.0, options: EncodeOptions | None = None
@@ -181,19 +192,58 @@ class Codec:
                 latent = self._decoder.expected_latent(grid, container.level)
                 after_step(self._decoder.picture_of(latent, container, None))
 
+        metadata, metadata_problem = self._decoder.metadata_of(container, salvage=salvage)
         grid, token_problem = self._decoder.read_tokens(
             container, salvage=salvage, after_step=show if after_step else None
         )
         alpha, alpha_problem = self._decoder.alpha_of(container, salvage=salvage)
         image = self._decoder.picture_of(self._decoder.filled(grid, container.level, options), container, alpha)
-        problems = "; ".join(filter(None, (problem, token_problem, alpha_problem)))
-        return DecodedImage(image, 1 - grid.known_share, problems)
+        problems = "; ".join(filter(None, (problem, metadata_problem, token_problem, alpha_problem)))
+        return DecodedImage(image, 1 - grid.known_share, problems, metadata)
+
+    def metadata(self, data: bytes) -> Metadata:
+        """EXIF, ICC profile and XMP that a file keeps of its original; nothing unless it was asked to.
+
+        Raises:
+            BitstreamError: damaged or truncated, or not a .pqm file.
+        """
+        section = parse(data).metadata
+        return Metadata() if section is None else unpack(section)
 
     def decode_tokens(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 of a file, -1 where a partial file holds none; errors as `decode`."""
         container, _ = self._decoder.parse(data, max_pixels)
         grid, _ = self._decoder.read_tokens(container)
         return np.where(grid.known, grid.tokens, -1)
+
+    def embed(self, tokens: NDArray[np.integer], level: int | None = None) -> NDArray[np.float32]:
+        """Codeword vectors of a token grid: what the synthesis transform makes a picture of.
+
+        Args:
+            tokens: (M, h, w) of any integer type; -1, or 65535 if unsigned, where there is none: the mean stands there.
+            level: of the file that the tokens are of (`bitstream.parse(data).level`), since each has codebooks of its
+                own; None = the level that serves quality 50.
+
+        Returns:
+            (D, h, w) float32.
+
+        Raises:
+            ValueError: wrong shape, a token that the model does not have, or no such level.
+        """
+        quantizer = self._networks.quantizer
+        if level is None:
+            level = quantizer.levels.level(self._networks.w(50.0))
+        if not 0 <= level < len(quantizer.levels):
+            raise ValueError(f"a level is 0 to {len(quantizer.levels) - 1}, not {level}")
+        if tokens.ndim != 3 or len(tokens) != quantizer.num_subquantizers or tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"tokens must be integers ({quantizer.num_subquantizers}, h, w), not {tokens.dtype} {tokens.shape}"
+            )
+        known = tokens != (-1 if tokens.dtype.kind == "i" else NO_TOKEN)
+        sent = np.where(known, tokens, 0).astype(np.int64)
+        if sent.size and not 0 <= int(sent.min()) <= int(sent.max()) < quantizer.num_codewords:
+            raise ValueError(f"a token is 0 to {quantizer.num_codewords - 1}")
+        return quantizer.dequantize(sent, level, known)[0]
 
     def token_hash(self, data: bytes) -> str:
         """SHA-256 (hex) of a file's token grid as little-endian uint16: equal on every machine."""

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pqmim import bitstream
+from pqmim import bitstream, metadata
 from pqmim.bitstream import Container
 from pqmim.config import STRIDE
 from pqmim.errors import DamagedFileError, LimitError, ModelMismatchError, PqmimError, TokenCheckError
 from pqmim.fill import expected_latent, sample
 from pqmim.image_io import Picture, decode_alpha, resize_picture, to_pillow
+from pqmim.metadata import Metadata
 from pqmim.model_files import shipped_models
 from pqmim.networks import Networks
 from pqmim.options import Fill, FillOptions
@@ -81,6 +82,17 @@ class FileDecoder:
             if not salvage:
                 raise
             return None, str(error)
+
+    def metadata_of(self, container: Container, *, salvage: bool) -> tuple[Metadata, str]:
+        """Metadata of a file, and what is wrong with them if salvaging."""
+        if container.metadata is None:
+            return Metadata(), ""
+        try:
+            return metadata.unpack(container.metadata), ""
+        except PqmimError as error:
+            if not salvage:
+                raise
+            return Metadata(), str(error)
 
     def filled(self, grid: TokenGrid, level: int, options: FillOptions) -> Callable[[int, int, int, int], Latent]:
         """Latent of a grid, tile by tile, with what is unknown filled."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
-from pqmim import bitstream, rate_control
+from pqmim import bitstream, metadata, rate_control
 from pqmim.bitstream import SCALES, Container
 from pqmim.encoder import EncodedTokens, PictureEncoder
 from pqmim.errors import TargetError
-from pqmim.image_io import ImageLike, Picture, encode_alpha, load_picture, resize_picture
+from pqmim.image_io import (
+    ImageLike,
+    Picture,
+    encode_alpha,
+    in_memory,
+    load_metadata,
+    load_picture,
+    resize_picture,
+)
 from pqmim.networks import Networks
 from pqmim.options import EncodeOptions
 from pqmim.token_coding import token_bytes
@@ -61,13 +71,20 @@ class FileEncoder:
             raise ValueError(f"target_bytes must be at least 1, not {target_bytes}")
         if target_bpp is not None and not 0 < target_bpp < np.inf:
             raise ValueError(f"target_bpp must be a number above 0, not {target_bpp:g}")
+        if options.keep_metadata:
+            image = in_memory(image)  # it is read twice
         picture = load_picture(image, max_pixels=options.max_pixels)
+        section = _metadata_section(image, picture) if options.keep_metadata else None
         height, width = picture.rgb.shape[:2]
         if target_bpp is not None:
             target_bytes = max(1, int(min(target_bpp * height * width / 8, MAX_TARGET_BYTES)))
         alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
 
-        frame = Container(width, height, self._networks.model_id, 0, 1, b"", is_partial=True, alpha=alpha)
+        frame = Container(
+            width, height, self._networks.model_id, 0, 1, b"", is_partial=True, alpha=alpha, metadata=section
+        )
+        if target_bytes is not None and section is not None:
+            frame = _with_room_for_metadata(frame, target_bytes, options)
 
         def pack(tokens: EncodedTokens, scale: int) -> EncodedFile:
             container = replace(frame, level=tokens.level, scale=scale, payload=tokens.payload)
@@ -107,10 +124,11 @@ class FileEncoder:
             ),
         )
         if best.num_bytes > target:  # leave out the last tokens: the decoder fills them
-            smallest = bitstream.smallest_size(best.data)
+            smallest = bitstream.smallest_size(best.data, keep_metadata=True)
             if options.strict and smallest > target:
                 raise TargetError(f"no file of {target:,} bytes is possible; the smallest has {smallest:,}")
-            best = EncodedFile(bitstream.truncate(best.data, max(target, smallest)), best.tokens)
+            data = bitstream.truncate(best.data, max(target, smallest), keep_metadata=True)
+            best = EncodedFile(data, best.tokens)
         return best
 
     @property
@@ -139,3 +157,36 @@ class FileEncoder:
             height, width = rgb.shape[:2]
             rgb = resize_picture(rgb, -(-width // scale), -(-height // scale))
         return PictureEncoder(self._networks, rgb, options, [region.scaled_down(scale) for region in options.regions])
+
+
+def _metadata_section(image: ImageLike, picture: Picture) -> bytes | None:
+    """Pack what is kept of an image besides its pixels; None if there is nothing.
+
+    A profile that the decoded picture cannot be converted to is left out with a warning.
+
+    Raises:
+        ImageError: it is too much.
+    """
+    found = load_metadata(image)
+    if found.icc:
+        is_grey = bool((picture.rgb == picture.rgb[:, :, :1]).all())
+        if metadata.in_profile(Image.new("RGB", (1, 1)), found.icc, is_grey_allowed=is_grey) is None:
+            warnings.warn("the ICC profile is of no use for an sRGB picture and is not kept", stacklevel=2)
+            found = replace(found, icc=None)
+    return metadata.pack(found) or None
+
+
+def _with_room_for_metadata(frame: Container, target_bytes: int, options: EncodeOptions) -> Container:
+    """Leave metadata out, with a warning, if they alone are above a target.
+
+    Raises:
+        TargetError: they are, and `options.strict`.
+    """
+    smallest = bitstream.overhead(frame)
+    if smallest <= target_bytes:
+        return frame
+    text = f"the metadata have no room in {target_bytes:,} bytes; the smallest file with them has {smallest:,}"
+    if options.strict:
+        raise TargetError(text)
+    warnings.warn(f"{text}: they are not kept", stacklevel=2)
+    return replace(frame, metadata=None)

@@ -6,6 +6,7 @@ by one of Pillow's formats; the color is the business of the codec.
 
 import io
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from pqmim.bitstream import MAX_DIMENSION
 from pqmim.errors import DamagedFileError, ImageError, LimitError, PqmimError
 from pqmim.image_files.color import to_srgb
 from pqmim.image_files.icc import convert_with_profile, ink_to_srgb
-from pqmim.image_files.opening import one_line, one_line_errors, open_with_pillow, read_samples, samples_of
+from pqmim.image_files.opening import one_line, one_line_errors, open_any, open_with_pillow, read_samples, samples_of
 from pqmim.image_files.samples import Samples, as_rgb, from_16_bit, turned
 from pqmim.image_files.sizes import webp_size
 from pqmim.image_files.tags import ORIENTATION
+from pqmim.metadata import EXIF_PREFIX, Metadata, of_pillow
 
 DEFAULT_MAX_PIXELS = 100_000_000
 
@@ -97,6 +99,39 @@ def load_picture(image: ImageLike, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> P
         return Picture(np.ascontiguousarray(rgb), None if alpha is None else np.ascontiguousarray(alpha))
 
 
+def load_metadata(image: ImageLike) -> Metadata:
+    """Read EXIF, ICC profile and XMP of an image that `load_picture` has read, as they are.
+
+    An array has none. If they are broken beyond reading there are none, with a warning.
+
+    Args:
+        image: a binary file is read from its start.
+    """
+    if isinstance(image, np.ndarray):
+        return Metadata()
+    try:
+        file = _file_of(image) if isinstance(image, Image.Image) else _content(image)[0]
+        if file is None:
+            assert isinstance(image, Image.Image)
+            image.load()
+            return of_pillow(image)
+        with open_any(file) as opened:
+            opened.load()
+            return of_pillow(opened)
+    except MemoryError as error:
+        raise PqmimError("out of memory") from error
+    except Exception as error:  # whatever a plugin of Pillow raises
+        warnings.warn(f"the metadata cannot be read and are not kept: {one_line(error)}", stacklevel=2)
+        return Metadata()
+
+
+def in_memory(image: ImageLike) -> ImageLike:
+    """Return the bytes of an open binary file, which may be a pipe and give them only once; else the image itself."""
+    if isinstance(image, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+        return image
+    return _content(image)[0]
+
+
 def load_mask(image: ImageLike, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.bool_]:
     """Read a mask: bright is True.
 
@@ -131,11 +166,18 @@ def resize_picture(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[n
     return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def save_png(image: Image.Image, file: str | os.PathLike[str] | BinaryIO, *, comment: str = "") -> None:
+def save_png(
+    image: Image.Image,
+    file: str | os.PathLike[str] | BinaryIO,
+    *,
+    comment: str = "",
+    metadata: Metadata = Metadata(),  # noqa: B008 (it is frozen)
+) -> None:
     """Write an image as PNG.
 
     Args:
         comment: kept in a text chunk, keyword "Comment", if not empty.
+        metadata: written as they are; XMP that is not UTF-8 is left out with a warning.
 
     Raises:
         OSError: the file cannot be written.
@@ -143,7 +185,13 @@ def save_png(image: Image.Image, file: str | os.PathLike[str] | BinaryIO, *, com
     text = PngInfo()
     if comment:
         text.add_text("Comment", comment)
-    image.save(file, format="PNG", pnginfo=text)
+    if metadata.xmp:
+        try:
+            text.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode())
+        except UnicodeDecodeError:
+            warnings.warn("the XMP is not UTF-8 and cannot be written to a PNG", stacklevel=2)
+    exif = EXIF_PREFIX + metadata.exif if metadata.exif else None
+    image.save(file, format="PNG", pnginfo=text, exif=exif, icc_profile=metadata.icc)
 
 
 def encode_alpha(alpha: NDArray[np.uint8]) -> bytes:

@@ -106,6 +106,7 @@ class EncodeOptions:
         strict: a target below what is possible is an error.
         max_pixels: larger images are refused.
         max_seconds: after which a search ends, whatever the effort; what it found by then has to do.
+        keep_metadata: EXIF, ICC profile and XMP of the image become a part of the file, and count for its size.
     """
 
     effort: int = DEFAULT_EFFORT
@@ -116,6 +117,7 @@ class EncodeOptions:
     strict: bool = False
     max_pixels: int = MAX_PIXELS
     max_seconds: float = math.inf
+    keep_metadata: bool = False
 
     def __post_init__(self) -> None:
         if not self.max_seconds > 0:

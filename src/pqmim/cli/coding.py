@@ -139,6 +139,9 @@ def encode(
     scale: Annotated[
         Scale, typer.Option(help="Code the picture this many times smaller; auto: if the target wants it.")
     ] = Scale.AUTO,
+    keep_metadata: Annotated[
+        bool, typer.Option("--keep-metadata", help="Keep EXIF, ICC profile and XMP in the file.")
+    ] = False,
     model: opt.EncodingModel = opt.DEFAULT_MODEL,
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
@@ -169,6 +172,7 @@ def encode(
             strict=strict,
             max_pixels=max_pixels,
             max_seconds=math.inf if max_seconds is None else max_seconds,
+            keep_metadata=keep_metadata,
         )
     codecs = Codecs(model, device, threads, jobs)
     convert = _Encode(
@@ -213,7 +217,8 @@ class _Decode:
             text = f"{container.width} x {container.height}  {text}"
             if decoded.invented_share:
                 text += f"  {percent(decoded.invented_share)} invented"
-            return Result(fields, text, self.writer.file(decoded.image, provenance(decoded, self.options)))
+            file = self.writer.file(decoded.image, provenance(decoded, self.options), decoded.metadata)
+            return Result(fields, text, file)
 
         return make_result
 

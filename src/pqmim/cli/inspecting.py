@@ -44,6 +44,7 @@ class _Info:
         fields, text = file_summary(container, len(data))
         name = next((known.name for known in self.shipped if known.model_id.startswith(container.model_id)), None)
         known_share = self._known_share(data, container, note)
+        kept = _metadata_sizes(container)
         fields |= {
             "version": VERSION,
             "is_mini": container.is_mini,
@@ -52,6 +53,8 @@ class _Info:
             "level": container.level,
             "payload_bytes": len(container.payload),
             "alpha_bytes": len(container.alpha or b""),
+            "metadata_bytes": len(container.metadata or b""),
+            "metadata": kept,
             "known_share": None if known_share is None else round(known_share, 6),
             "token_check": None if container.token_check is None else f"{container.token_check:04x}",
         }
@@ -65,6 +68,9 @@ class _Info:
         ]
         if container.alpha is not None:
             parts.append(f"alpha {len(container.alpha):,} B")
+        if container.metadata is not None:
+            sizes = ", ".join(f"{name.upper()} {size:,}" for name, size in kept.items())
+            parts.append(f"metadata {len(container.metadata):,} B ({sizes})")
         if container.is_partial:
             parts.append(f"holds {'an unknown share' if known_share is None else percent(known_share)} of the tokens")
         return lambda: Result(fields, "  ".join(parts))
@@ -86,6 +92,17 @@ class _Info:
             note(f"share of the tokens unknown: {error}")
             return None
         return float((grid >= 0).mean())
+
+
+def _metadata_sizes(container: Container) -> dict[str, int]:
+    """Sizes of what a file keeps besides the picture, bytes, before it was packed."""
+    if container.metadata is None:
+        return {}
+    from pqmim.metadata import unpack
+
+    found = unpack(container.metadata)
+    items = {"exif": found.exif, "icc": found.icc, "xmp": found.xmp}
+    return {name: len(content) for name, content in items.items() if content}
 
 
 def info(

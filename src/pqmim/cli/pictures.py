@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pqmim.codec import DecodedImage
+    from pqmim.metadata import Metadata
 
 EXIF_IMAGE_DESCRIPTION = 0x010E
+MAX_JPEG_EXIF, MAX_JPEG_XMP = 65_527, 65_504
+"""Bytes that one segment of a JPEG has room for."""
 
 
 class PictureFormat(StrEnum):
@@ -49,38 +52,94 @@ class PictureWriter:
     format: PictureFormat = PictureFormat.PNG
     quality: int | None = None
 
-    def file(self, image: Image, comment: str = "") -> bytes:
+    def file(self, image: Image, comment: str = "", metadata: Metadata | None = None) -> bytes:
         """Content of a file.
 
         Args:
             image: RGB or RGBA.
             comment: kept in PNG as text, keyword "Comment", in other formats as EXIF "ImageDescription"; none if empty.
+            metadata: of the original. The picture is converted to the profile if it can be. What the format or the
+                profile does not allow is left out, with a warning.
 
         Raises:
             OutputError: the format cannot hold the picture.
         """
         from pqmim.image_io import save_png
+        from pqmim.metadata import EXIF_PREFIX, Metadata
 
         file = io.BytesIO()
+        if self.format is PictureFormat.JPG:
+            image = _over_white(image)
+        if metadata:
+            image, metadata = self._prepared(image, metadata)
         if self.format is PictureFormat.PNG:
-            save_png(image, file, comment=comment)
+            save_png(image, file, comment=comment, metadata=metadata or Metadata())
             return file.getvalue()
         options: dict[str, Any] = {"quality": DEFAULT_QUALITY[self.format] if self.quality is None else self.quality}
-        if comment:
-            exif = image.getexif()
-            exif[EXIF_IMAGE_DESCRIPTION] = comment
-            options["exif"] = exif
+        exif = metadata.exif if metadata else None
+        if comment or self.format is PictureFormat.AVIF:  # Pillow's writer of AVIF reads and writes the tags
+            options["exif"] = _exif_with(exif, comment)
+        elif exif:
+            options["exif"] = EXIF_PREFIX + exif
+        if metadata:
+            options |= {"icc_profile": metadata.icc, "xmp": metadata.xmp or b""}
         if self.format is not PictureFormat.WEBP:  # which always halves the resolution of color
             options["subsampling"] = "4:4:4"
         if self.format is PictureFormat.JPG:
             options["optimize"] = True
-            image = _over_white(image)
         try:
             image.save(file, format="JPEG" if self.format is PictureFormat.JPG else self.format.upper(), **options)
         except (OSError, ValueError, KeyError) as error:  # KeyError: this Pillow was built without the format
             reason = f"this Pillow writes no {self.format}" if isinstance(error, KeyError) else str(error)
             raise OutputError(f"cannot be written as {self.format}: {reason}") from error
         return file.getvalue()
+
+    def _prepared(self, image: Image, metadata: Metadata) -> tuple[Image, Metadata]:
+        """Picture in the colors of the profile, and metadata that are true of it and fit into the format."""
+        from pqmim.image_files.tags import exif_of_upright, xmp_of_upright
+        from pqmim.metadata import in_profile
+
+        if metadata.icc:
+            is_grey_allowed = self.format in (PictureFormat.PNG, PictureFormat.JPG)
+            converted = in_profile(image, metadata.icc, is_grey_allowed=is_grey_allowed)
+            if converted is None:
+                warnings.warn("the colors cannot be converted to the ICC profile: the picture is sRGB", stacklevel=2)
+                metadata = replace(metadata, icc=None)
+            else:
+                image = converted
+        exif, xmp = metadata.exif, metadata.xmp
+        if exif:
+            exif = exif_of_upright(exif, is_srgb=metadata.icc is None)
+        if xmp:
+            xmp = xmp_of_upright(xmp)
+        if self.format is PictureFormat.JPG and len(exif or b"") > MAX_JPEG_EXIF:
+            warnings.warn(f"EXIF of {len(exif or b''):,} bytes has no room in a JPEG and is left out", stacklevel=2)
+            exif = None
+        if self.format is PictureFormat.JPG and len(xmp or b"") > MAX_JPEG_XMP:
+            warnings.warn(f"XMP of {len(xmp or b''):,} bytes has no room in a JPEG and is left out", stacklevel=2)
+            xmp = None
+        return image, replace(metadata, exif=exif, xmp=xmp)
+
+
+def _exif_with(exif: bytes | None, comment: str) -> bytes:
+    """EXIF block that Pillow writes, with a comment behind what the picture's description is already.
+
+    A block that Pillow cannot read is left out with a warning.
+    """
+    from PIL import Image as images
+
+    from pqmim.metadata import EXIF_PREFIX
+
+    tags = images.Exif()
+    try:
+        if exif:
+            tags.load(EXIF_PREFIX + exif)
+        if comment:
+            tags[EXIF_IMAGE_DESCRIPTION] = "; ".join(filter(None, (tags.get(EXIF_IMAGE_DESCRIPTION), comment)))
+        return tags.tobytes() if len(tags) else b""
+    except Exception:  # Pillow raises whatever broken tags lead to
+        warnings.warn("the EXIF is broken and is left out", stacklevel=2)
+        return _exif_with(None, comment)
 
 
 def picture_writer(output: str | None, wanted: PictureFormat | None, quality: int | None) -> PictureWriter:

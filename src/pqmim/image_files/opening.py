@@ -161,16 +161,32 @@ def _read_avif(data: bytes, check_size: CheckSize) -> Samples:
     return samples
 
 
-def _read_heif(data: bytes, check_size: CheckSize) -> Samples:
+def open_any(data: bytes) -> ImageFile.ImageFile:
+    """Open a picture file with whatever plugin reads it, for what the plugin says of it besides the pixels.
+
+    Raises:
+        ImageError: none of the formats, or the package for it is not installed.
+        Exception: whatever a plugin raises for a damaged file.
+    """
+    if data.startswith((JXL_CODESTREAM, JXL_CONTAINER)):
+        return _opened(_jxl_factory(), data)
+    kinds = brands(data)
+    return _open_heif(data) if kinds & _HEIF_BRANDS and not kinds & _AVIF_BRANDS else open_with_pillow(data)
+
+
+def _open_heif(data: bytes) -> ImageFile.ImageFile:
     try:
         plugin = importlib.import_module("pillow_heif.as_plugin")
     except ImportError:
         raise ImageError("a HEIC picture; to read those, run: pip install 'pqmim[heif]'") from None
     try:
-        image = _opened(plugin.HeifImageFile, data)
+        return _opened(plugin.HeifImageFile, data)
     except SyntaxError as error:
         raise ImageError(f"damaged image: {one_line(error)}") from error
-    with image:
+
+
+def _read_heif(data: bytes, check_size: CheckSize) -> Samples:
+    with _open_heif(data) as image:
         check_size(*image.size)
         image.load()
         samples = samples_of(image)
@@ -178,16 +194,23 @@ def _read_heif(data: bytes, check_size: CheckSize) -> Samples:
     return samples
 
 
-def _read_jxl(data: bytes, check_size: CheckSize) -> Samples:
+def _jxl_factory() -> Callable[[Any, str], ImageFile.ImageFile]:
     try:
-        plugin = importlib.import_module("pillow_jxl.JpegXLImagePlugin")
+        factory: Callable[[Any, str], ImageFile.ImageFile] = importlib.import_module(
+            "pillow_jxl.JpegXLImagePlugin"
+        ).JXLImageFile
     except ImportError:
         raise ImageError("a JPEG XL picture; to read those, run: pip install 'pqmim[jxl]'") from None
+    return factory
+
+
+def _read_jxl(data: bytes, check_size: CheckSize) -> Samples:
+    factory = _jxl_factory()
     size = jxl_size(data)
     if size is None:
         raise ImageError("damaged image: JPEG XL without a header")
     check_size(*size)
-    with _opened(plugin.JXLImageFile, data) as image:
+    with _opened(factory, data) as image:
         _prepare(image, check_size)
         samples = samples_of(image)
     samples.orientation = 1  # libjxl turns pictures itself

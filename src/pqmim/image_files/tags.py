@@ -5,6 +5,7 @@ Pillow reads all tags at once, warns of each that is odd and fails on some.
 
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 
 ORIENTATION = 0x0112
@@ -14,12 +15,14 @@ _COLOR_SPACE = 0xA001
 _INTEROPERABILITY_IFD = 0xA005
 _INTEROPERABILITY_INDEX = 0x0001
 _ADOBE_RGB = 2
+_SRGB = 1
 _UNCALIBRATED = 0xFFFF
 
 _ASCII, _RATIONAL, _SIGNED_RATIONAL = 2, 5, 10
 _FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 5: "I", 6: "b", 7: "B", 8: "h", 9: "i", 10: "i", 11: "f", 12: "d"}
 _FORMATS |= {13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MAX_TAGS = 4096
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:=[\"']|>)\s*)([1-8])\b")
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,8 @@ def orientation_in(reader: TagReader, tags: dict[int, Tag]) -> int:
 
 def orientation_in_xmp(xmp: bytes) -> int:
     """Return the orientation that an XMP packet names, or 1."""
-    found = re.search(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])\b", xmp)
-    return int(found[1]) if found else 1
+    found = _XMP_ORIENTATION.search(xmp)
+    return int(found[2]) if found else 1
 
 
 def is_adobe_rgb(exif: bytes) -> bool:
@@ -157,3 +160,45 @@ def is_adobe_rgb(exif: bytes) -> bool:
     interoperability, _ = reader.ifd(reader.integer(details.get(_INTEROPERABILITY_IFD), len(exif)))
     index = interoperability.get(_INTEROPERABILITY_INDEX)
     return index is not None and reader.raw(index).startswith(b"R03")
+
+
+def exif_of_upright(exif: bytes, *, is_srgb: bool) -> bytes:
+    """Correct the EXIF block of a picture that has been turned upright; all other bytes stay.
+
+    The orientation becomes 1. A thumbnail that was to be turned with the picture is taken out of the directory.
+
+    Args:
+        exif: without the "Exif" before the TIFF header; broken blocks are corrected as far as they can be read.
+        is_srgb: whether the picture has become sRGB without a profile that says so; then the EXIF says so.
+    """
+    try:
+        reader = TagReader(exif)
+    except ValueError:
+        return exif
+    data = bytearray(exif)
+    tags, thumbnail = reader.ifd(reader.first)
+    if orientation_in(reader, tags) != 1 and thumbnail and not reader.is_big:
+        (num_tags,) = struct.unpack_from(reader.order + "H", data, reader.first)
+        struct.pack_into("4x", data, reader.first + 2 + 12 * num_tags)
+    _set_integer(data, reader, tags.get(ORIENTATION), 1)
+    if is_srgb:
+        details, _ = reader.ifd(reader.integer(tags.get(_EXIF_IFD), len(exif)))
+        _set_integer(data, reader, details.get(_COLOR_SPACE), _SRGB)
+        interoperability, _ = reader.ifd(reader.integer(details.get(_INTEROPERABILITY_IFD), len(exif)))
+        index = interoperability.get(_INTEROPERABILITY_INDEX)
+        if index is not None and reader.raw(index).startswith(b"R03"):
+            data[index.position : index.position + 3] = b"R98"
+    return bytes(data)
+
+
+def xmp_of_upright(xmp: bytes) -> bytes:
+    """Correct the orientation in the XMP packet of a picture that has been turned upright."""
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
+
+
+def _set_integer(data: bytearray, reader: TagReader, tag: Tag | None, value: int) -> None:
+    """Overwrite the first value of a tag, if that is in its place; value is 0 to 9."""
+    if tag is not None and tag.kind in _FORMATS:
+        with suppress(struct.error):
+            new = str(value).encode() if tag.kind == _ASCII else value
+            struct.pack_into(reader.order + _FORMATS[tag.kind], data, tag.position, new)
