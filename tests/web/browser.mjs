@@ -11,6 +11,8 @@ import { fileURLToPath } from "node:url";
 
 import { serve } from "./servers.mjs";
 
+/** A host whose pages are no secure context. */
+const INSECURE = "insecure.test";
 const WEB = fileURLToPath(new URL("../../web/", import.meta.url));
 const { chromium } = createRequire(join(WEB, "package.json"))("playwright-core");
 const [executablePath, folder] = process.argv.slice(2);
@@ -23,10 +25,16 @@ const other = await serve(folders);
 const isolated = await serve(folders, true);
 const browser = await chromium.launch({
   executablePath,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"].concat([
+  args: [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-  ]),
+    `--host-resolver-rules=MAP ${INSECURE} 127.0.0.1`,
+  ],
 });
 
 /** Addresses outside of this machine that a page asked for. */
@@ -36,7 +44,9 @@ const foreign = [];
 async function openPage(origin) {
   const context = await browser.newContext();
   context.on("request", (request) => {
-    if (!/^(http:\/\/127\.0\.0\.1:|blob:|data:)/.test(request.url())) foreign.push(request.url());
+    const { protocol, hostname } = new URL(request.url());
+    const isLocal = ["127.0.0.1", INSECURE].includes(hostname) || ["blob:", "data:"].includes(protocol);
+    if (!isLocal) foreign.push(request.url());
   });
   const page = await context.newPage();
   page.on("pageerror", (error) => process.stderr.write(`page: ${error.message}\n`));
@@ -131,6 +141,15 @@ const scenarios = {
     return decodeIn(page, "small-odd.pqm", { module: `${other.origin}/dist/index.js` });
   },
 
+  async withoutHttps() {
+    const page = await openPage(plain.origin.replace("127.0.0.1", INSECURE));
+    return page.evaluate(async () => {
+      const pqmim = await import("/dist/index.js");
+      const { data } = await pqmim.decode(await (await fetch("/files/alpha-webp.pqm")).blob());
+      return { isSecure: isSecureContext, pixels: Array.from(data) };
+    });
+  },
+
   async alphaByCanvas() {
     const page = await openPage(plain.origin);
     const outcome = {};
@@ -140,7 +159,8 @@ const scenarios = {
         const { parseContainer } = await import("/dist/container.js");
         globalThis.ImageDecoder = undefined;
         const container = parseContainer(new Uint8Array(await (await fetch(`/files/${file}`)).arrayBuffer()));
-        return decodeAlpha(container.alpha, container.width, container.height).then(Array.from, (error) => error.message);
+        const { alpha, width, height } = container;
+        return decodeAlpha(alpha, width, height).then(Array.from, (error) => error.message);
       }, name);
     }
     return outcome;

@@ -298,6 +298,12 @@ def test_package_on_another_origin(run: Run) -> None:
     assert run.outcome("fromAnotherOrigin")["tokenHash"] == read_golden()["small-odd.pqm"]["tokens"]
 
 
+def test_page_without_https(run: Run) -> None:
+    outcome = run.outcome("withoutHttps")
+    assert outcome["isSecure"] is False
+    assert outcome["pixels"] == run.pixels("alpha-webp.pqm").ravel().tolist()
+
+
 def test_alpha_by_way_of_a_canvas(run: Run) -> None:
     outcome = run.outcome("alphaByCanvas")
     for name, alpha in outcome.items():

@@ -66,6 +66,7 @@ def containers(rng: np.random.Generator) -> Iterator[bytes]:
     mini = replace(base, level=2, scale=1)
     long = mini.__class__(70_000, 1, base.model_id, 7, 8, rng.bytes(1025), token_check=1)
     several = [base, mini, long, replace(base, alpha=rng.bytes(150)), replace(mini, is_partial=True, token_check=None)]
+    several += [replace(mini, metadata=b"facts"), replace(base, alpha=b"\0", metadata=rng.bytes(200))]
     several.append(replace(base, is_partial=True, token_check=None, payload=b"", width=1 << 21, height=1 << 21))
     packed = [bitstream.pack(container) for container in several]
     yield from packed
@@ -113,6 +114,7 @@ def container_case(data: bytes) -> Case:
             "payload": container.payload.hex(),
             "tokenCheck": container.token_check,
             "alpha": None if container.alpha is None else container.alpha.hex(),
+            "metadata": None if container.metadata is None else container.metadata.hex(),
         }
 
     return {"data": data.hex(), "outcome": outcome_of(fields)}

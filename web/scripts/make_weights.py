@@ -1,6 +1,6 @@
 """Make the weights that the page loads from model files of pqmim.
 
-    python web/scripts/make_weights.py [MODEL...]
+    python web/scripts/make_weights.py [MODEL...] [--kernels KERNEL...]
 
 A model is the name of a shipped one or a path; without any, all shipped ones. What decoding does not need is left out,
 what is needed is written to web/dist/weights/NAME.pqmw: safetensors, compressed with gzip, with the answers of NumPy to
@@ -13,7 +13,7 @@ import argparse
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from pqmim.entropy_kernels import ZERO
+from pqmim.entropy_weights import check_entropy_weights
 from pqmim.exact_numpy import NumpyParts
 from pqmim.fixed_point import RESIDUAL_MAX
 from pqmim.grid_plan import OUTSIDE
@@ -42,6 +43,7 @@ Arrays = dict[str, NDArray[Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="name of a shipped model, or a path")
+    parser.add_argument("--kernels", nargs="+", default=KERNELS, metavar="KERNEL", help="that the page tries, in order")
     options = parser.parse_args()
     names = options.models or [model.name for model in shipped_models()]
     folder = WEB / "dist" / "weights"
@@ -49,14 +51,18 @@ def main() -> None:
     entries = []
     for name in names:
         model = load_model(find_model(name))
-        content = web_model(model)
+        content = web_model(model, options.kernels)
         compressed = gzip.compress(content, 9, mtime=0)
         (folder / f"{model.name}.pqmw").write_bytes(compressed)
         print(f"{model.name}.pqmw  {len(content):,} B, {len(compressed):,} B with gzip")
         entries.append(
-            f'  {{ name: "{model.name}", id: "{model.model_id.hex()}", '
-            f'url: new URL("./weights/{model.name}.pqmw", import.meta.url).href, '
-            f"bytes: {len(compressed)}, crc32: {zlib.crc32(compressed)} }},\n"
+            "  {\n"
+            f'    name: "{model.name}",\n'
+            f'    id: "{model.model_id.hex()}",\n'
+            f'    url: new URL("./weights/{model.name}.pqmw", import.meta.url).href,\n'
+            f"    bytes: {len(compressed)},\n"
+            f"    crc32: {zlib.crc32(compressed)},\n"
+            "  },\n"
         )
     (WEB / "src" / "models.ts").write_text(
         "/** Written by scripts/make_weights.py. */\n\n"
@@ -65,10 +71,18 @@ def main() -> None:
     )
 
 
-def web_model(model: ModelFile) -> bytes:
-    """What the page needs of a model, as safetensors."""
-    config = model.config
-    graphs = {name: graph for name, graph in model.graphs.items() if is_needed(name)}
+def web_model(model: ModelFile, kernels: Sequence[str]) -> bytes:
+    """What the page needs of a model, as safetensors.
+
+    Raises:
+        ModelError: a weight is missing or out of bounds.
+    """
+    config, quantizer = model.config, model.config.tokenizer.quantizer
+    num_kept = int(model.tensors["tokenizer.quantizer.boundaries_tensor"][-1])
+    sizes = quantizer.num_subquantizers, quantizer.num_codewords, num_kept
+    check_entropy_weights(model.tensors, config.entropy, *sizes)
+    needed = {"embed", "frequencies", "synthesis", *kernels}
+    graphs = {name: graph for name, graph in model.graphs.items() if name.partition("/")[0] in needed}
     tensors: Arrays = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(NOT_NEEDED)}
     tensors |= {f"graph.{name}": np.frombuffer(graph.model, np.uint8) for name, graph in graphs.items()}
     question = known_question(model)
@@ -79,10 +93,10 @@ def web_model(model: ModelFile) -> bytes:
         "model_id": model.model_id.hex(),
         "config": {
             "margin": config.tokenizer.autoencoder.margin,
-            "num_codewords": config.tokenizer.quantizer.num_codewords,
+            "num_codewords": quantizer.num_codewords,
             **config.entropy.as_dict(),
         },
-        "kernels": KERNELS,
+        "kernels": kernels,
         "graphs": {
             name: [(graph.weights[weight], offset) for weight, offset in offsets(graph.model).items()]
             for name, graph in graphs.items()
@@ -90,12 +104,6 @@ def web_model(model: ModelFile) -> bytes:
         "answers": dict(known_answers(model, question)),
     }
     return safetensors.numpy.save(tensors, {"pqmim": json.dumps(metadata, separators=(",", ":"))})
-
-
-def is_needed(graph: str) -> bool:
-    """Whether the page runs a graph."""
-    kernel, _, _ = graph.partition("/")
-    return kernel in ("embed", "frequencies", "synthesis", *KERNELS)
 
 
 def offsets(graph: bytes) -> dict[str, int]:

@@ -24,6 +24,8 @@ export interface Container {
   readonly tokenCheck: number | null;
   /** The coded alpha channel; null if the picture has none. */
   readonly alpha: Uint8Array | null;
+  /** What the file keeps of the original's metadata; null if it keeps nothing. */
+  readonly metadata: Uint8Array | null;
 }
 
 const MAGIC = [0x8d, 0x50, 0x51, 0x0a];
@@ -31,18 +33,21 @@ const MINI_MAGIC = [0x8d, 0x70];
 const VERSION = 2;
 const MAX_DIMENSION = 1 << 21;
 const MAX_ALPHA_BYTES = (1 << 28) - 1;
+const MAX_METADATA_BYTES = 1 << 22;
 const MINI_MAX_LEVEL = 7;
 const MINI_MAX_PAYLOAD = 1024;
 const MIN_BYTES = 16;
 const MINI_MIN_BYTES = 9;
-const FLAG_PARTIAL = 0b01;
-const FLAG_ALPHA = 0b10;
+const FLAG_PARTIAL = 0b001;
+const FLAG_ALPHA = 0b010;
+const FLAG_METADATA = 0b100;
 
 /** What the first bytes of a file say about the others. */
 interface Form {
   isMini: boolean;
   isPartial: boolean;
   hasAlpha: boolean;
+  hasMetadata: boolean;
 }
 
 /**
@@ -57,15 +62,18 @@ export function parseContainer(data: Uint8Array): Container {
     throw new PqmError("TruncatedFileError", `the file ends after ${data.length} bytes; the shortest has ${minBytes}`);
   }
   const checkBytes = form.isMini ? 2 : 4;
-  if (!checksumFits(data, form, data.length - checkBytes)) throw damaged("checksum mismatch: the file is damaged or cut short");
+  if (!checksumFits(data, form, data.length - checkBytes)) {
+    throw damaged("checksum mismatch: the file is damaged or cut short");
+  }
 
   const fields = new FieldReader(data, data.length - checkBytes);
   const header = readHeader(fields, form);
-  const alpha = form.hasAlpha ? fields.take(fields.varint(MAX_ALPHA_BYTES)) : null;
-  if (alpha?.length === 0) throw damaged("the alpha section is empty");
+  const alpha = form.hasAlpha ? readSection(fields, "alpha", MAX_ALPHA_BYTES) : null;
+  const metadata = form.hasMetadata ? readSection(fields, "metadata", MAX_METADATA_BYTES) : null;
   const hasTokenCheck = !form.isMini && !form.isPartial;
   const payload = fields.takeBut(hasTokenCheck ? 2 : 0);
-  const fitsMini = header.level <= MINI_MAX_LEVEL && !form.hasAlpha && payload.length <= MINI_MAX_PAYLOAD;
+  const hasSections = form.hasAlpha || form.hasMetadata;
+  const fitsMini = header.level <= MINI_MAX_LEVEL && !hasSections && payload.length <= MINI_MAX_PAYLOAD;
   if (form.isMini !== fitsMini) throw damaged("the file is not in its shortest form");
   const check = hasTokenCheck ? fields.take(2) : null;
   return {
@@ -75,6 +83,7 @@ export function parseContainer(data: Uint8Array): Container {
     payload,
     tokenCheck: check && (check[0] << 8) | check[1],
     alpha,
+    metadata,
   };
 }
 
@@ -88,15 +97,17 @@ function readForm(data: Uint8Array): Form {
   const byte = data[magic.length];
   if (magic === MINI_MAGIC) {
     if (byte >> 6) throw unsupported(`mini form ${byte >> 6}; a newer release may read this file`);
-    return { isMini: true, isPartial: (byte & 1) === 1, hasAlpha: false };
+    return { isMini: true, isPartial: (byte & 1) === 1, hasAlpha: false, hasMetadata: false };
   }
   const version = byte >> 4;
   const flags = byte & 0b1111;
   if (version !== VERSION) throw unsupported(`format version ${version}; this release reads version ${VERSION}`);
-  if (flags & ~(FLAG_PARTIAL | FLAG_ALPHA)) {
+  if (flags & ~(FLAG_PARTIAL | FLAG_ALPHA | FLAG_METADATA)) {
     throw unsupported(`unknown flags ${binary(flags, 4)}; a newer release may read this file`);
   }
-  return { isMini: false, isPartial: (flags & FLAG_PARTIAL) !== 0, hasAlpha: (flags & FLAG_ALPHA) !== 0 };
+  const has = (flag: number) => (flags & flag) !== 0;
+  const [isPartial, hasAlpha, hasMetadata] = [has(FLAG_PARTIAL), has(FLAG_ALPHA), has(FLAG_METADATA)];
+  return { isMini: false, isPartial, hasAlpha, hasMetadata };
 }
 
 function readHeader(
@@ -122,6 +133,13 @@ function readHeader(
   const width = fields.varint(MAX_DIMENSION - 1) + 1;
   const height = fields.varint(MAX_DIMENSION - 1) + 1;
   return { width, height, modelId, level, scale: 1 << logScale };
+}
+
+/** Length and bytes of a section. */
+function readSection(fields: FieldReader, name: string, maxBytes: number): Uint8Array {
+  const section = fields.take(fields.varint(maxBytes));
+  if (section.length === 0) throw damaged(`the ${name} section is empty`);
+  return section;
 }
 
 function checksumFits(data: Uint8Array, form: Form, end: number): boolean {

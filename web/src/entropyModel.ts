@@ -153,7 +153,9 @@ export class EntropyModel {
     for (const [begin, end] of cuts(count, CHUNK_ROWS)) {
       const part = await this.#network.head(group, hidden.subarray(begin * channels, end * channels));
       const size = (end - begin) * rank;
-      for (let m = 0; m < last - first; m++) head.set(part.subarray(m * size, (m + 1) * size), (m * count + begin) * rank);
+      for (let m = 0; m < last - first; m++) {
+        head.set(part.subarray(m * size, (m + 1) * size), (m * count + begin) * rank);
+      }
     }
     return head;
   }

@@ -35,7 +35,7 @@ export interface DecodedPicture extends Omit<Decoded, "pixels"> {
 }
 
 /** What the first bytes of a file say. */
-export type Header = Omit<Container, "payload" | "alpha" | "tokenCheck"> & { readonly hasAlpha: boolean };
+export type Header = Omit<Container, "payload" | "alpha" | "tokenCheck" | "metadata"> & { readonly hasAlpha: boolean };
 
 export interface Settings {
   /** Threads that share the work; more than one needs a page that is cross-origin isolated. */
@@ -91,7 +91,7 @@ export async function decodeWithReport(source: Source, options: DecodeOptions = 
 
 /** Read the header of a .pqm file, without any network; throws a `PqmError`. */
 export function readHeader(data: Uint8Array): Header {
-  const { payload, alpha, tokenCheck, ...header } = parseContainer(data);
+  const { payload, alpha, tokenCheck, metadata, ...header } = parseContainer(data);
   return { ...header, hasAlpha: alpha !== null };
 }
 

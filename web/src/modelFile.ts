@@ -84,7 +84,8 @@ export class ModelFile {
   /** A tensor of float32, or of float16 made wider. */
   float32(name: string): Float32Array {
     const copy = this.#copy(name);
-    return this.#entry(name).dtype === "F32" ? new Float32Array(copy) : Float32Array.from(new Uint16Array(copy), widened);
+    if (this.#entry(name).dtype === "F32") return new Float32Array(copy);
+    return Float32Array.from(new Uint16Array(copy), widened);
   }
 
   /** The weights of a graph, each where the graph expects it. */

@@ -1,6 +1,6 @@
 /** The order in which tokens are coded: quincunx in space, crossed with groups of sub-quantizers. */
 
-/** Tokens coded together: sub-quantizers `first` to `last` (exclusive) at quincunx steps `begin` to `end` (exclusive). */
+/** Tokens coded together: sub-quantizers `first` to `last` at quincunx steps `begin` to `end`, both exclusive. */
 export interface Step {
   readonly group: number;
   readonly first: number;

@@ -18,11 +18,12 @@ export interface ModelSource {
   readonly crc32: number;
 }
 
-/** The model that decodes files with this id, or an id that begins so; throws a `ModelMismatchError` if there is none. */
+/** The model that decodes files with this id, or an id that begins so; else throws a `ModelMismatchError`. */
 export function modelOf(id: string, models: readonly ModelSource[]): ModelSource {
   const model = models.find((candidate) => candidate.id.startsWith(id));
   if (model === undefined) {
-    throw new PqmError("ModelMismatchError", `made with model ${id}, which is not a shipped one; name it with configure`);
+    const message = `made with model ${id}, which is not a shipped one; name it with configure`;
+    throw new PqmError("ModelMismatchError", message);
   }
   return model;
 }
