@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -160,13 +161,32 @@ def resolve_device(name: str) -> Device:
         device = Device(name)
     except ValueError:
         raise ConfigError(f"device must be auto, cpu or cuda, not {name!r}") from None
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if device is Device.CUDA and not has_cuda:
+    if device is Device.CPU or has_cuda():
+        return Device.CPU if device is Device.CPU else Device.CUDA
+    if device is Device.CUDA:
         raise ConfigError(
-            "device cuda: this ONNX Runtime has no CUDA; in an environment of its own, without the package "
-            "onnxruntime, run: pip install 'pqmim[gpu]'"
+            "device cuda: ONNX Runtime cannot use CUDA here; that takes CUDA's libraries, and the package "
+            "onnxruntime-gpu (the extra gpu) in place of onnxruntime, never beside it"
         )
-    return Device.CUDA if has_cuda and device is not Device.CPU else Device.CPU
+    return Device.CPU
+
+
+@cache
+def has_cuda() -> bool:
+    """Whether ONNX Runtime runs a graph on a GPU: one that was built for it may still lack CUDA's libraries."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(_IDENTITY, options, providers=["CUDAExecutionProvider"])
+    return "CUDAExecutionProvider" in session.get_providers()
+
+
+_IDENTITY = (
+    b'\x08\t\x12\x00:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08'
+    b"\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""The smallest graph: y = x."""
 
 
 def providers_of(device: Device) -> tuple[Any, ...]:
