@@ -1,7 +1,7 @@
 /** .pqm file -> picture, in steps: container, tokens, what was not sent, picture. */
 
 import { decodeAlpha } from "./alpha.js";
-import { parseContainer, type Container } from "./container.js";
+import { parseContainer } from "./container.js";
 import { EntropyModel } from "./entropyModel.js";
 import { PqmError } from "./errors.js";
 import { expectedLatent } from "./fill.js";
@@ -107,5 +107,3 @@ export class Decoder {
     return networks;
   }
 }
-
-export type { Container };

@@ -119,7 +119,8 @@ function startWorker(): Worker {
   const started = newWorker();
   started.onmessage = ({ data }: MessageEvent<Reply>) => receive(data);
   started.onerror = (event) => {
-    rejectAll(new PqmError("ModelError", `the worker cannot be started: ${event.message ?? "is it served?"}`));
+    const reason = event.message ?? "is worker.js served?"; // what cannot be fetched has no message
+    rejectAll(new PqmError("ModelError", `the worker cannot be started: ${reason}`));
     worker = undefined;
   };
   const start: Start = {
@@ -132,7 +133,7 @@ function startWorker(): Worker {
 
 /** An address may be relative to the page, of which the worker knows nothing. */
 function atAbsoluteUrl(model: ModelSource): ModelSource {
-  return { ...model, url: new URL(model.url, document.baseURI).href };
+  return { ...model, url: new URL(model.url, location.href).href };
 }
 
 function newWorker(): Worker {
@@ -160,8 +161,8 @@ function receive(reply: Reply): void {
   if ("decoded" in reply) {
     request.resolve(reply.decoded);
   } else {
-    const error = new PqmError(reply.error.name as PqmErrorName, reply.error.message);
-    request.reject(error);
+    const { name, message, isPqmError } = reply.error;
+    request.reject(isPqmError ? new PqmError(name as PqmErrorName, message) : new Error(`${name}: ${message}`));
   }
 }
 

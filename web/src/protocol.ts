@@ -1,7 +1,6 @@
 /** What page and worker say to each other. */
 
 import type { Decoded, Progress } from "./decoder.js";
-import type { PqmErrorName } from "./errors.js";
 import type { ModelSource } from "./weights.js";
 
 /** The first message to the worker. */
@@ -21,5 +20,5 @@ export interface Request {
 export type Reply = { readonly id: number } & (
   | { readonly progress: Progress }
   | { readonly decoded: Decoded }
-  | { readonly error: { readonly name: PqmErrorName | string; readonly message: string } }
+  | { readonly error: { readonly name: string; readonly message: string; readonly isPqmError: boolean } }
 );

@@ -68,7 +68,7 @@ async function fetchBytes(source: ModelSource, watch: (bytes: number) => void): 
   const bytes = new Uint8Array(source.bytes);
   let count = 0;
   try {
-    const response = await fetch(source.url);
+    const response = await fetch(source.url, { cache: "no-cache" }); // what HTTP kept may be of an earlier version
     if (!response.ok) throw new Error(`status ${response.status}`);
     const reader = response.body!.getReader();
     for (;;) {

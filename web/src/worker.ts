@@ -1,6 +1,7 @@
 /** The worker: decodes one file after the other, beside the page. */
 
 import { Decoder } from "./decoder.js";
+import { PqmError } from "./errors.js";
 import type { Reply, Request, Start } from "./protocol.js";
 import { startRuntime } from "./session.js";
 
@@ -22,7 +23,7 @@ async function answer({ id, data, maxPixels }: Request): Promise<void> {
     reply({ id, decoded }, [decoded.pixels.data.buffer, decoded.tokens.buffer]);
   } catch (error) {
     const { name, message } = error instanceof Error ? error : new Error(String(error));
-    reply({ id, error: { name, message } });
+    reply({ id, error: { name, message, isPqmError: error instanceof PqmError } });
   }
 }
 
