@@ -14,16 +14,19 @@ from pqmim.bitstream import (
     MAGIC,
     MAX_DIMENSION,
     MAX_LEVEL,
+    MAX_METADATA_BYTES,
     MINI_MAGIC,
     MINI_MAX_LEVEL,
     MINI_MAX_PAYLOAD,
     SCALES,
     VERSION,
     Container,
+    at_coded_size,
     overhead,
     pack,
     parse,
     salvage,
+    smallest_size,
     token_check,
     truncate,
 )
@@ -48,6 +51,16 @@ FULL_EXAMPLE = Container(
 MINI_EXAMPLE = Container(
     width=30, height=10, model_id=bytes.fromhex("C0FF"), level=2, scale=1, payload=bytes.fromhex("EFFEDF")
 )
+METADATA_EXAMPLE = Container(
+    width=30,
+    height=10,
+    model_id=FULL_EXAMPLE.model_id,
+    level=2,
+    scale=1,
+    payload=FULL_EXAMPLE.payload,
+    token_check=FULL_EXAMPLE.token_check,
+    metadata=bytes.fromhex("78DA6366B5A9C82DB0030005AB01D8"),
+)
 PARTIAL_EXAMPLE = replace(MINI_EXAMPLE, payload=bytes.fromhex("EFFE"), is_partial=True)
 LARGEST = Container(
     width=MAX_DIMENSION,
@@ -61,7 +74,14 @@ LARGEST = Container(
 )
 LONG_MINI = replace(MINI_EXAMPLE, level=MINI_MAX_LEVEL, scale=8, payload=b"\xa5" * MINI_MAX_PAYLOAD)
 SHORT_FULL = replace(FULL_EXAMPLE, level=0, payload=b"\xa5" * (MINI_MAX_PAYLOAD + 1))
-OF_EACH_KIND = [FULL_EXAMPLE, MINI_EXAMPLE, PARTIAL_EXAMPLE, LARGEST, replace(FULL_EXAMPLE, alpha=b"\xff")]
+OF_EACH_KIND = [
+    FULL_EXAMPLE,
+    MINI_EXAMPLE,
+    PARTIAL_EXAMPLE,
+    LARGEST,
+    replace(FULL_EXAMPLE, alpha=b"\xff"),
+    METADATA_EXAMPLE,
+]
 
 payloads = st.binary(max_size=100) | st.integers(MINI_MAX_PAYLOAD - 9, MINI_MAX_PAYLOAD + 40).map(
     lambda length: bytes(index * 37 % 256 for index in range(length))
@@ -83,6 +103,7 @@ def containers(draw: st.DrawFn) -> Container:
         is_partial=is_partial,
         token_check=None if is_partial else draw(st.integers(0, 0xFFFF)),
         alpha=draw(st.none() | st.binary(min_size=1, max_size=200)),
+        metadata=draw(st.none() | st.binary(min_size=1, max_size=200)),
     )
     return replace(container, model_id=container.model_id[:2], token_check=None) if container.is_mini else container
 
@@ -105,7 +126,12 @@ def read_as_the_format_page_says(section: str) -> tuple[bytes, int]:
 
 @pytest.mark.parametrize(
     ("section", "container"),
-    [("Full form", FULL_EXAMPLE), ("Mini form", MINI_EXAMPLE), ("Partial file", PARTIAL_EXAMPLE)],
+    [
+        ("Full form", FULL_EXAMPLE),
+        ("Mini form", MINI_EXAMPLE),
+        ("With metadata", METADATA_EXAMPLE),
+        ("Partial file", PARTIAL_EXAMPLE),
+    ],
 )
 def test_examples_of_the_format_page(section: str, container: Container) -> None:
     documented, num_bytes = read_as_the_format_page_says(section)
@@ -119,6 +145,7 @@ def test_constants_of_the_format_page() -> None:
         assert f"| `{magic.hex(' ').upper()}`" in FORMAT_PAGE
     assert f"format, version {VERSION}." in FORMAT_PAGE
     assert (MAX_DIMENSION, MAX_LEVEL, MINI_MAX_LEVEL, MINI_MAX_PAYLOAD) == (2**21, 15, 7, 1024)
+    assert f"1 to 2^{MAX_METADATA_BYTES.bit_length() - 1} |" in FORMAT_PAGE
     assert token_check(b"123456789") == 0x31C3  # the check value of CRC-16/XMODEM
     # The mini form's CRC-16 is the one whose check value is 0xD64E (CRC-16/GENIBUS).
     assert with_checksum(MINI_MAGIC)[2:] == (binascii.crc_hqx(MINI_MAGIC, 0xFFFF) ^ 0xFFFF).to_bytes(2, "big")
@@ -153,7 +180,12 @@ def test_which_form_is_written() -> None:
     assert pack(LONG_MINI).startswith(MINI_MAGIC)
     whole = replace(LONG_MINI, model_id=b"abcd", token_check=0)
     assert pack(replace(whole, model_id=b"abxx", token_check=7)) == pack(whole)  # which it does not carry
-    for change in ({"level": MINI_MAX_LEVEL + 1}, {"payload": bytes(MINI_MAX_PAYLOAD + 1)}, {"alpha": b"x"}):
+    for change in (
+        {"level": MINI_MAX_LEVEL + 1},
+        {"payload": bytes(MINI_MAX_PAYLOAD + 1)},
+        {"alpha": b"x"},
+        {"metadata": b"x"},
+    ):
         assert pack(replace(whole, **change)).startswith(MAGIC)
 
 
@@ -207,7 +239,7 @@ def test_garbage_is_refused(garbage: bytes) -> None:
 
 full_starts = st.builds(
     lambda flags, settings: MAGIC + bytes([VERSION << 4 | flags]) + bytes(4) + bytes([settings]),
-    st.integers(0, 3),
+    st.integers(0, 7),
     st.integers(0, 255),
 )
 mini_starts = st.integers(0, 255).map(lambda settings: MINI_MAGIC + bytes([settings]))
@@ -264,6 +296,11 @@ def test_each_cause_has_its_error() -> None:
         (2, "00 00 02 FF", "past the end"),
         (2, "00 00 01 FF 55", "past the end"),
         (2, "00 00 FF FF FF FF 7F", "above its limit"),
+        (4, "00 00 00", "metadata section is empty"),
+        (4, "00 00 02 FF", "past the end"),
+        (4, "00 00 81 80 80 02", "above its limit"),
+        (6, "00 00 01 FF", "past the end"),
+        (6, "00 00 01 FF 00", "metadata section is empty"),
     ],
 )
 def test_fields_that_do_not_fit(flags: int, fields: str, cause: str) -> None:
@@ -302,6 +339,8 @@ def test_the_other_form_is_refused(flags: int) -> None:
         (FULL_EXAMPLE, {"token_check": None}),
         (FULL_EXAMPLE, {"is_partial": True}),
         (FULL_EXAMPLE, {"alpha": b""}),
+        (FULL_EXAMPLE, {"metadata": b""}),
+        (FULL_EXAMPLE, {"metadata": bytes(MAX_METADATA_BYTES + 1)}),
         (MINI_EXAMPLE, {"model_id": b"abc"}),
         (MINI_EXAMPLE, {"payload": bytes(MINI_MAX_PAYLOAD + 1)}),
         (PARTIAL_EXAMPLE, {"token_check": 0}),
@@ -321,6 +360,10 @@ def check_truncated(data: bytes, num_bytes: int) -> None:
     if len(data) <= num_bytes:
         assert cut == data
         return
+    if before.metadata is not None:
+        check_truncated(pack(replace(before, metadata=None)), num_bytes)
+        assert cut == truncate(pack(replace(before, metadata=None)), num_bytes)
+        return
     assert after.is_partial
     same = {"payload": b"", "is_partial": True, "token_check": None, "model_id": before.model_id[:2] + b"--"}
     assert replace(before, **same) == replace(after, **same)  # type: ignore[arg-type]
@@ -335,7 +378,8 @@ def check_truncated(data: bytes, num_bytes: int) -> None:
 @given(containers(), st.data())
 def test_truncate_keeps_as_much_as_fits(container: Container, data: st.DataObject) -> None:
     whole = pack(container)
-    smallest = overhead(replace(container, payload=b"", is_partial=True, token_check=None))
+    smallest = overhead(replace(container, payload=b"", is_partial=True, token_check=None, metadata=None))
+    assert smallest_size(whole) == smallest
     num_bytes = data.draw(st.integers(smallest, len(whole) + 1))
     check_truncated(whole, num_bytes)
     fewer = data.draw(st.integers(smallest, num_bytes))
@@ -351,6 +395,28 @@ def test_truncate_at_the_border_between_the_forms(container: Container) -> None:
     data = pack(container)
     for num_bytes in range(MINI_MAX_PAYLOAD - 10, len(data) + 2):
         check_truncated(data, num_bytes)
+
+
+@given(containers().filter(lambda container: container.metadata is not None), st.data())
+def test_truncate_may_keep_metadata(container: Container, data: st.DataObject) -> None:
+    whole = pack(container)
+    smallest = smallest_size(whole, keep_metadata=True)
+    assert smallest == overhead(replace(container, payload=b"", is_partial=True, token_check=None))
+    num_bytes = data.draw(st.integers(smallest, len(whole)))
+    cut = truncate(whole, num_bytes, keep_metadata=True)
+    assert len(cut) <= num_bytes
+    assert (parse(cut).metadata, parse(cut).alpha) == (container.metadata, container.alpha)
+    assert len(parse(cut).payload) == min(len(container.payload), num_bytes - smallest)
+    with pytest.raises(ValueError, match=f"fewer than {smallest} bytes"):
+        truncate(whole, smallest - 1, keep_metadata=True)
+
+
+def test_metadata_go_before_the_payload() -> None:
+    data = pack(METADATA_EXAMPLE)
+    assert truncate(data, len(data)) == data
+    assert truncate(data, len(data) - 1) == pack(MINI_EXAMPLE)
+    assert truncate(data, 11) == pack(PARTIAL_EXAMPLE)
+    assert at_coded_size(METADATA_EXAMPLE).metadata is None
 
 
 def test_truncate_refuses_what_parse_refuses() -> None:
@@ -400,6 +466,17 @@ def test_salvage_without_the_whole_alpha() -> None:
         assert reason == lost
         assert left == replace(container, alpha=None, payload=b"", is_partial=True, token_check=None)
     assert salvage(data[:19])[0].alpha == b"opaque"
+
+
+def test_salvage_without_all_of_the_metadata() -> None:
+    container = replace(METADATA_EXAMPLE, alpha=b"opaque")
+    data = pack(container)
+    start = data.index(container.metadata or b"")
+    for cut in (data[: start - 1], data[:start], data[: start + 14]):
+        left, reason = salvage(cut)
+        assert reason == "checksum mismatch: cut or damaged; the metadata section and all behind it are lost"
+        assert left == replace(container, metadata=None, payload=b"", is_partial=True, token_check=None)
+    assert salvage(data[: start + 15])[0].metadata == container.metadata
 
 
 def test_salvage_needs_a_header() -> None:

@@ -124,6 +124,7 @@ def hiddenly_damaged(good_files: list[bytes], model_id: bytes, rng: random.Rando
         yield pack(replace(container, level=NUM_LEVELS))
         yield pack(replace(container, level=MAX_LEVEL, token_check=0))
         yield pack(replace(container, alpha=b"no picture", token_check=0))
+        yield pack(replace(container, metadata=rng.randbytes(30), token_check=0))
     mini, full = good_files[0], good_files[3]
     yield with_checksum(full[:4] + bytes([full[4] ^ 0x10]) + full[5:-4])  # another version
     yield with_checksum(full[:4] + bytes([full[4] | 0x08]) + full[5:-4])  # an unknown flag
@@ -227,6 +228,14 @@ def test_salvage_shows_what_the_checks_refuse(codec: "Codec", good_files: list[b
     assert report.image.mode == "RGB"
     assert "alpha" in report.problem
     assert report.invented_share == 0
+
+    no_metadata = pack(replace(container, metadata=b"no zlib"))
+    with pytest.raises(DamagedFileError, match="metadata section cannot be inflated"):
+        codec.decode(no_metadata)
+    report = codec.decode_with_report(no_metadata, salvage=True)
+    assert np.array_equal(np.asarray(report.image), np.asarray(codec.decode(good_files[3])))
+    assert (report.invented_share, bool(report.metadata)) == (0, False)
+    assert report.problem.startswith("the metadata section cannot be inflated: ")
 
     start = good_files[3].index(container.alpha or b"")
     report = codec.decode_with_report(good_files[3][: start + 3], salvage=True)
