@@ -25,6 +25,8 @@ from pqmim.options import MAX_PIXELS, EncodeOptions
 
 Color = tuple[int, int, int]
 """Red, green, blue, 0 to 255, sRGB."""
+Model = str | os.PathLike[str] | Codec
+"""Name of a shipped model, path of a model, or a codec that is loaded."""
 
 SIDES = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Longer sides of the copies that may be coded, pixels."""
@@ -47,7 +49,7 @@ def encode(
     image: ImageLike,
     max_bytes: int = 200,
     *,
-    model: str | os.PathLike[str] = "small",
+    model: Model = "small",
     background: Color = _WHITE,
 ) -> bytes:
     """Make a preview.
@@ -60,7 +62,7 @@ def encode(
     Args:
         image: as `pqmim.encode` takes it.
         max_bytes: largest size of the preview.
-        model: name of a shipped model, or path of a model.
+        model: that codes it.
         background: where there is no room for alpha.
 
     Returns:
@@ -75,7 +77,7 @@ def encode(
     """
     if max_bytes < 1:
         raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
-    codec = loaded_codec(model, device="cpu", threads=THREADS)
+    codec = model if isinstance(model, Codec) else loaded_codec(model, device="cpu", threads=THREADS)
     whole = to_pillow(load_picture(image, max_pixels=MAX_PIXELS))
     if whole.mode == "RGBA":
         preview = _best(codec, whole, max_bytes)
@@ -88,12 +90,12 @@ def encode(
     return preview
 
 
-def decode(data: bytes, max_side: int = 96, *, model: str | os.PathLike[str] | None = None) -> Image.Image:
+def decode(data: bytes, max_side: int = 96, *, model: Model | None = None) -> Image.Image:
     """Decode a preview, or any other .pqm file, as a small picture.
 
     Args:
         max_side: longer side of the result, pixels, at least 1; a smaller picture is scaled up.
-        model: name or path; None takes the shipped model that the file names.
+        model: that decodes it; None takes the shipped model that the file names.
 
     Returns:
         RGB, or RGBA if the preview has alpha.
@@ -114,7 +116,7 @@ def to_data_url(
     max_side: int = 64,
     format: Literal["webp", "png"] = "webp",  # noqa: A002 (as Pillow calls it)
     *,
-    model: str | os.PathLike[str] | None = None,
+    model: Model | None = None,
 ) -> str:
     """Decode a preview as a picture that every page can show.
 
@@ -132,7 +134,7 @@ def to_data_url(
     return f"data:image/{format};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def average_color(data: bytes, *, model: str | os.PathLike[str] | None = None) -> Color:
+def average_color(data: bytes, *, model: Model | None = None) -> Color:
     """Mean color of what is visible in a preview.
 
     Not even the first bytes of a file say anything without the network, so this decodes the picture; errors as in
@@ -244,7 +246,7 @@ def _error(wanted: Image.Image, shown: Image.Image) -> float:
     return float(sum(np.square(np.asarray(a, np.float64) - np.asarray(b)).sum() for a, b in pairs))
 
 
-def _coded_picture(data: bytes, model: str | os.PathLike[str] | None) -> Image.Image:
+def _coded_picture(data: bytes, model: Model | None) -> Image.Image:
     """Picture of a file in the size in which it was coded.
 
     Raises:
@@ -253,7 +255,9 @@ def _coded_picture(data: bytes, model: str | os.PathLike[str] | None) -> Image.I
     container = parse(data)
     if container.width * container.height > MAX_PIXELS:
         raise LimitError(f"{container.width} x {container.height} pixels are above the limit of {MAX_PIXELS:,}")
-    codec = decoding_codec(container.model_id, model, device="cpu", threads=THREADS)
+    codec = model
+    if not isinstance(codec, Codec):
+        codec = decoding_codec(container.model_id, codec, device="cpu", threads=THREADS)
     picture = codec.decode(pack(at_coded_size(container)))
     if container.alpha is not None:
         alpha = Image.fromarray(decode_alpha(container.alpha, container.width, container.height))

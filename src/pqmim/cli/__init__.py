@@ -20,6 +20,7 @@ from pqmim.cli.coding import decode, encode, tokens
 from pqmim.cli.drawing import gallery, generate, inpaint
 from pqmim.cli.inspecting import info, models, selftest, truncate
 from pqmim.cli.measuring import bench, evaluate
+from pqmim.cli.previewing import preview
 from pqmim.cli.training import train_entropy, train_tokenizer
 from pqmim.reporting import Reporter
 
@@ -55,7 +56,7 @@ def _root(
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-for command in (encode, decode, truncate, tokens, info, generate, inpaint, gallery, models, selftest):
+for command in (encode, decode, truncate, tokens, preview, info, generate, inpaint, gallery, models, selftest):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(bench)
