@@ -78,13 +78,21 @@ class Handling:
     inputs: tuple[Path, ...] = field(default=())
 
 
-def run_jobs(jobs: Sequence[Job], convert: Convert, handling: Handling, reporter: Reporter) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    convert: Convert,
+    handling: Handling,
+    reporter: Reporter,
+    *,
+    take: Callable[[Result], None] | None = None,
+) -> None:
     """Do jobs, with a progress bar if there are several.
 
     Args:
         jobs: from `jobs.plan_jobs`.
         convert: makes the results.
         reporter: told of each result and failure, in the order of the jobs.
+        take: gets the results of jobs without a target, in their order; may raise OutputError.
 
     Raises:
         BrokenPipeError: nobody reads stdout any more.
@@ -97,7 +105,7 @@ def run_jobs(jobs: Sequence[Job], convert: Convert, handling: Handling, reporter
     outcomes = _outcomes(wanted, convert, check, handling.workers, reporter)
     with closing(outcomes), reporter.progress(len(wanted)) as advance:
         for job, outcome in outcomes:
-            if not _finish(job, outcome, reporter):
+            if not _finish(job, outcome, reporter, take):
                 return
             advance()
 
@@ -187,7 +195,7 @@ def _content(job: Job) -> bytes:
     return b"" if sys.stdin is None else sys.stdin.buffer.read()
 
 
-def _finish(job: Job, outcome: Outcome, reporter: Reporter) -> bool:
+def _finish(job: Job, outcome: Outcome, reporter: Reporter, take: Callable[[Result], None] | None) -> bool:
     """Write and report one result; False if the others must not be done either."""
     for note in outcome.notes:
         reporter.detail(note)
@@ -201,6 +209,8 @@ def _finish(job: Job, outcome: Outcome, reporter: Reporter) -> bool:
             assert outcome.failure is not None
             _report_failure(job, outcome.failure, reporter)
         else:
+            if job.target is None and take is not None:
+                take(outcome.result)
             _deliver(job, outcome, outcome.result, reporter)
     except OutputError as error:
         _report_failure(job, Failure.of(error), reporter)

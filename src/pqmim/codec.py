@@ -243,7 +243,8 @@ class Codec:
         sent = np.where(known, tokens, 0).astype(np.int64)
         if sent.size and not 0 <= int(sent.min()) <= int(sent.max()) < quantizer.num_codewords:
             raise ValueError(f"a token is 0 to {quantizer.num_codewords - 1}")
-        return quantizer.dequantize(sent, level, known)[0]
+        latent: NDArray[np.float32] = quantizer.dequantize(sent, level, known)[0]
+        return latent
 
     def token_hash(self, data: bytes) -> str:
         """SHA-256 (hex) of a file's token grid as little-endian uint16: equal on every machine."""

@@ -24,10 +24,12 @@ from pqmim.cli import options as opt
 from pqmim.cli.kinds import PQM, check_output, image_suffixes, images
 from pqmim.cli.pictures import SUFFIXES, PictureFormat, PictureWriter, percent, picture_writer, provenance
 from pqmim.cli.running import Codecs, handling_of, run
+from pqmim.cli.token_shards import RecordMaker, write_token_shards
 from pqmim.files import STANDARD_STREAM, write_file
 from pqmim.jobs import Job, Kinds, Naming
 from pqmim.options import DEFAULT_EFFORT, MAX_EFFORT, MAX_PIXELS, Device, EncodeOptions, Fill, FillOptions, Region, Tune
 from pqmim.reporting import Reporter
+from pqmim.token_files import PER_SHARD, ShardKind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -344,6 +346,13 @@ def tokens(
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
     jobs: opt.Jobs = 1,
+    shards: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write all grids as a data set into a folder.", show_default=False),
+    ] = None,
+    to: Annotated[ShardKind, typer.Option(help="What --shards writes.")] = ShardKind.WEBDATASET,
+    per_shard: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures in a shard.")] = PER_SHARD,
+    with_files: Annotated[bool, typer.Option("--with-files", help="Put the .pqm files into shards, too.")] = False,
     force: opt.Force = False,
     skip_existing: opt.SkipExisting = False,
     as_json: opt.Json = False,
@@ -353,18 +362,28 @@ def tokens(
     """Write the token grids of images or .pqm files: photo.jpg becomes photo.npy.
 
     The arrays are (M, h, w) uint16, 65535 for tokens that a partial file does not hold. Those of an image are the
-    tokens that `encode` sends at the same quality, with the model `small` if none is named.
+    tokens that `encode` sends at the same quality, with the model `small` if none is named. With --shards they become
+    a data set with sizes, levels and, as labels, the names of the folders that the pictures lie in.
     """
     opt.check_quality(quality)
     check_output(inputs, output, (".npy",), is_any_other=False)
     kinds = images()
     kinds = Kinds(kinds.suffixes | PQM, kinds.left_out)
+    codecs = Codecs(model, device, threads, jobs)
+    handling = handling_of(force=force, skip_existing=skip_existing, workers=jobs, model=model)
+    reporter = Reporter(as_json, quiet, verbose)
+    if shards is not None:
+        opt.only_one_of({"-o": output, "--shards": shards})
+        opt.only_one_of({"--skip-existing": skip_existing or None, "--shards": shards})
+        maker = RecordMaker(codecs, quality, with_files)
+        write_token_shards(inputs, kinds, maker, shards, to, per_shard, handling, reporter)
+        return
     run(
         inputs,
         output,
         Naming(".npy", kinds.suffixes),
         kinds,
-        _Tokens(Codecs(model, device, threads, jobs), model, quality),
-        handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, model=model),
-        reporter=Reporter(as_json, quiet, verbose),
+        _Tokens(codecs, model, quality),
+        handling=handling,
+        reporter=reporter,
     )
