@@ -278,13 +278,28 @@ def test_a_larger_latent_gets_codebooks_of_its_own(photos: Path, tokenizer_file:
     none = config.transform.model_copy(update={"steps": 0})
     changes = {"start_from": tokenizer_file, "model": larger, "transform": none, "joint": none, "finetune": none}
     kept = config.codebooks.model_copy(update={"iterations": 0})
-    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: a larger latent needs codebooks"):
+    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: new codebooks need codebooks"):
         train_tokenizer.train(config.model_copy(update={**changes, "codebooks": kept}))
     grown, _ = load_tokenizer(train_tokenizer.train(config.model_copy(update=changes), resume="auto"))
     (earlier, _), x = load_tokenizer(tokenizer_file), torch.rand(1, 3, 64, 80)
     assert grown.quantizer.num_channels == 16
     assert (grown.quantizer.order >= 12).any()  # the new channels are coded
     assert torch.allclose(grown.analysis(x)[:, :12], earlier.analysis(x), atol=1e-3)
+
+
+def test_the_first_stage_alone_can_be_trained_on(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    transforms = tokenizer_file.with_name(train_tokenizer.TRANSFORMS)
+    first, _ = load_tokenizer(transforms)
+    assert not first.quantizer.codebook.any()
+    finished, _ = load_tokenizer(tokenizer_file)
+    assert not torch.equal(first.synthesis.linear, finished.synthesis.linear)  # the last stage trains it on
+    config = tokenizer_config(photos, tmp_path / "on")
+    quantizer = replace(config.model.quantizer, num_subquantizers=4)  # any: there are no codebooks to fit
+    update = {"start_from": transforms, "model": replace(config.model, quantizer=quantizer)}
+    update["transform"] = update["joint"] = update["finetune"] = config.transform.model_copy(update={"steps": 0})
+    trained, _ = load_tokenizer(train_tokenizer.train(config.model_copy(update=update)))
+    assert torch.equal(trained.analysis.linear, first.analysis.linear)
+    assert trained.quantizer.codebook.any()
 
 
 def test_interrupted_tokenizer_training_leaves_no_trace(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:

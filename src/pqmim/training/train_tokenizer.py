@@ -43,6 +43,8 @@ CODEBOOK_RATE = 10.0
 and most of them get a gradient now and then only."""
 DENSITY_STEPS, DENSITY_BATCHES, DENSITY_RATE = 300, 12, 0.03
 """How the density is fitted to transforms that were taken over: steps, batches of eight crops, learning rate."""
+TRANSFORMS = "transforms.safetensors"
+"""File in the run folder: the tokenizer after the first stage, its codebooks zero."""
 NOT_IN_FACTS: dict[str, Any] = {"run": True, "start_from": True, "data": {"path", "cache"}}
 """Settings that say more of the maker's machine than of the model."""
 VALIDATION_STEPS = (2.0, 4.0, 8.0)
@@ -114,7 +116,7 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     if config.start_from is not None:
         earlier = take_over_transforms(tokenizer, config.start_from)
         if earlier is None and config.codebooks.iterations == 0:
-            raise ConfigError(f"{config.start_from}: start_from: a larger latent needs codebooks.iterations above 0")
+            raise ConfigError(f"{config.start_from}: start_from: new codebooks need codebooks.iterations above 0")
     tokenizer = tokenizer.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     transform = TransformStage(tokenizer).to(run.device)
@@ -123,6 +125,9 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
         transform.density.load_state_dict(density.state_dict())
     if not run.is_done("transform"):
         train_transform(run, config, transform, sampler, held_out)
+        if run.workers.is_main:  # no codebooks yet, but what another range of rates or another quantizer starts from
+            facts = {"recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS), **photos.facts}
+            save_tokenizer(config.run.output / TRANSFORMS, tokenizer, facts)
     elif "codebooks" not in run.resumed["done"]:  # type: ignore[index]
         transform.load_state_dict(run.resumed["module"])  # type: ignore[index]
 
@@ -288,7 +293,7 @@ def take_over_transforms(tokenizer: Tokenizer, path: Path) -> TrainableQuantizer
     """Start from the transforms of an earlier run, grown to the sizes of this one.
 
     Returns:
-        Its quantizer; None if this latent has more channels, which need codebooks of their own.
+        Its quantizer; None if it has none yet, or if this latent has more channels, which need codebooks of their own.
 
     Raises:
         ConfigError: another quantizer, or larger transforms.
@@ -300,7 +305,8 @@ def take_over_transforms(tokenizer: Tokenizer, path: Path) -> TrainableQuantizer
         grow(tokenizer.synthesis, earlier.synthesis)
     except ValueError as error:
         raise ConfigError(f"{path}: start_from: the recipe's transforms have {error} than this tokenizer") from error
-    if tokenizer.quantizer.num_channels > earlier.quantizer.num_channels:
+    has_codebooks = bool(earlier.quantizer.codebook.any())
+    if not has_codebooks or tokenizer.quantizer.num_channels > earlier.quantizer.num_channels:
         return None
     if earlier.config.quantizer != tokenizer.config.quantizer:
         raise ConfigError(f"{path}: start_from: the quantizer of this tokenizer is not that of the recipe")
