@@ -79,6 +79,8 @@ def encode(
         raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
     codec = model if isinstance(model, Codec) else loaded_codec(model, device="cpu", threads=THREADS)
     whole = to_pillow(load_picture(image, max_pixels=MAX_PIXELS))
+    if whole.mode == "RGBA" and whole.getchannel("A").getextrema() == (255, 255):
+        whole = whole.convert("RGB")
     if whole.mode == "RGBA":
         preview = _best(codec, whole, max_bytes)
         if preview is not None:
