@@ -74,7 +74,6 @@ def test_other_files_are_done_after_one_has_failed(pqmim: Pqmim) -> None:
         (("encode", "good.png", "--model", "no-such-model"), "pqmim: "),
         (("eval", ".", "-o", "out", "-m", "no-such-model"), "pqmim: no-such-model: no such model"),
         (("bench", "-o", "out", "-m", "no-such-model"), "pqmim: no-such-model: no such model"),
-        (("train", "tokenizer", "-c", "missing.yaml"), "pqmim: missing.yaml: No such file or directory\n"),
     ],
 )
 def test_errors_are_one_line(pqmim: Pqmim, arguments: tuple[str, ...], cause: str) -> None:
@@ -190,6 +189,8 @@ def test_json(pqmim: Pqmim) -> None:
         "level": container.level,
         "payload_bytes": len(container.payload),
         "alpha_bytes": 0,
+        "metadata_bytes": 0,
+        "metadata": {},
         "known_share": 1.0,
         "token_check": None,
         "warnings": [],

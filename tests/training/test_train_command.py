@@ -35,3 +35,9 @@ def test_training_that_stops_at_its_time_limit_is_no_failure(tmp_path: Path, mon
     assert wrong.exit_code == 1
     assert re.fullmatch(r"pqmim: [^\n]+\n", wrong.stderr)
     assert "run.sed" in wrong.stderr
+
+
+def test_a_recipe_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = CliRunner().invoke(app, ["train", "tokenizer", "-c", "missing.yaml"])
+    assert (missing.exit_code, missing.stderr) == (1, "pqmim: missing.yaml: No such file or directory\n")
