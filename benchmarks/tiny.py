@@ -11,22 +11,18 @@ and scaled up again (Lanczos) to a size that the file does not even say. Of all 
 best MS-SSIM counts, and for the column "best PSNR" the one with the best PSNR. BlurHash and ThumbHash have the size
 that they have: a BlurHash the length of its text, a ThumbHash its bytes.
 
-Needs `pip install 'pqmim[eval]' pillow-jxl-plugin blurhash-python thumbhash-python`; what is missing is listed as not
-measured. Writes OUT/tiny.json, OUT/tiny.md, OUT/files and OUT/records; `--speed` OUT/speed.json and OUT/speed.md.
+Needs `pip install 'pqmim[eval]' pillow-jxl-plugin`; what is missing is listed as not measured. Writes OUT/tiny.json,
+OUT/tiny.md, OUT/files and OUT/records; `--speed` OUT/speed.json and OUT/speed.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
-import importlib
-import importlib.metadata
 import json
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -37,6 +33,7 @@ import numpy as np
 from panels import Panel, draw_sheet
 from PIL import Image
 
+from pqmim import __version__
 from pqmim.evaluation.dataset import find_images
 from pqmim.evaluation.image_codecs import ImageCodec, PillowCodec
 from pqmim.evaluation.metrics import METRICS, compute_metric, metric_keys, missing_metric
@@ -44,6 +41,7 @@ from pqmim.evaluation.pixel_metrics import Pixels, ms_ssim_rgb, psnr_rgb
 from pqmim.evaluation.pqmim_codec import PqmimCodec
 from pqmim.evaluation.reference_codecs import reference_codec
 from pqmim.evaluation.results import write_bytes, write_json
+from pqmim.evaluation.tiny_hashes import blurhash_of, picture_of_blurhash, picture_of_thumbhash, thumbhash_of
 from pqmim.options import EncodeOptions, Tune
 
 BUDGETS = (100, 150, 200, 300, 500)
@@ -65,8 +63,6 @@ monotonic."""
 PSNR_MARGIN = 1.0
 """dB. MS-SSIM, which takes long, is computed of files whose PSNR is so near to the best one's."""
 BLURHASH_COMPONENTS = ((4, 3), (6, 4), (9, 9))
-BLURHASH_SOURCE_WIDTH = 96
-"""Pixels: a BlurHash is made of a small picture, as its authors advise; it holds 9 waves at most."""
 STRIP_IMAGES = ("kodim05", "kodim15", "kodim20", "kodim23")
 STRIP_BUDGET = 200
 STRIP_CODECS = ("pqmim", "jxl", "webp", "blurhash-4x3")
@@ -244,23 +240,16 @@ class BlurHash:
         return f"BlurHash {self.components[0]} x {self.components[1]}"
 
     def missing(self) -> str | None:
-        return _missing_package("blurhash")
+        return None
 
     def description(self) -> str:
-        return f"{self.label}, blurhash-python {importlib.metadata.version('blurhash-python')}"
+        return f"{self.label}, pqmim.evaluation.tiny_hashes {__version__}"
 
     def files(self, image: Image.Image) -> Iterator[TinyFile]:
-        blurhash = importlib.import_module("blurhash")
-        height = max(1, round(BLURHASH_SOURCE_WIDTH * image.height / image.width))
-        small = image.resize((BLURHASH_SOURCE_WIDTH, height), Image.Resampling.BOX)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the package reads pixels as old Pillow did
-            text: str = blurhash.encode(small, *self.components)
-        yield TinyFile(text.encode("ascii"))
+        yield TinyFile(blurhash_of(image, *self.components).encode("ascii"))
 
     def decode(self, data: bytes, size: tuple[int, int]) -> Image.Image:
-        decoded: Image.Image = importlib.import_module("blurhash").decode(data.decode("ascii"), *size)
-        return decoded.convert("RGB")
+        return Image.fromarray(picture_of_blurhash(data.decode("ascii"), *size))
 
 
 @dataclass(frozen=True)
@@ -273,20 +262,16 @@ class ThumbHash:
     budgets: tuple[int | None, ...] = (None,)
 
     def missing(self) -> str | None:
-        return _missing_package("thumbhash")
+        return None
 
     def description(self) -> str:
-        return f"ThumbHash, thumbhash-python {importlib.metadata.version('thumbhash-python')}"
+        return f"ThumbHash, pqmim.evaluation.tiny_hashes {__version__}"
 
     def files(self, image: Image.Image) -> Iterator[TinyFile]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # as for BlurHash
-            text: str = importlib.import_module("thumbhash").image_to_thumbhash(image.copy())
-        yield TinyFile(base64.b64decode(text))
+        yield TinyFile(thumbhash_of(image))
 
     def decode(self, data: bytes, size: tuple[int, int]) -> Image.Image:
-        decoded: Image.Image = importlib.import_module("thumbhash").thumbhash_to_image(data)
-        return decoded.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        return Image.fromarray(picture_of_thumbhash(data, *size)).convert("RGB")
 
 
 def contenders(model: PqmimCodec | None, tune: Tune) -> list[Contender]:
@@ -328,14 +313,6 @@ def _avif_settings(subsampling: str, tune: str, quality: float) -> dict[str, Any
         "autotiling": False,
         "advanced": {"tune": tune},
     }
-
-
-def _missing_package(module: str) -> str | None:
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        return f"the package {module}-python is not installed"
-    return None
 
 
 def view_of(image: Image.Image, view: str) -> Image.Image:
