@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from pqmim._version import __version__
+from pqmim.cli.bulk import bulk
 from pqmim.cli.coding import decode, encode, tokens
 from pqmim.cli.drawing import gallery, generate, inpaint
 from pqmim.cli.inspecting import info, models, selftest, truncate
@@ -60,6 +61,7 @@ for command in (encode, decode, truncate, tokens, preview, info, generate, inpai
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(bulk)
 train_app = typer.Typer(help="Train a model from a recipe.", no_args_is_help=True, rich_markup_mode=None)
 train_app.command("tokenizer")(train_tokenizer)
 train_app.command("entropy")(train_entropy)
