@@ -33,7 +33,7 @@ SIDES = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SIDE_OF_ONE_BYTE = 9.5
 """Pixels. The best side grows about with the square root of the bytes; chosen on training photos."""
 REACH = 1.7
-"""Copies up to so many times longer or shorter than that are tried; more found hardly better ones on training photos."""
+"""Copies up to so many times longer or shorter than that are tried; a wider range gave hardly more."""
 ALPHA_SHARE = 0.65
 """Most of a preview's bytes that alpha may take; chosen on training photos with made outlines."""
 ALPHA_VALUES = (256, 16, 4, 2)
