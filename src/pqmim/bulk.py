@@ -174,22 +174,34 @@ class Bulk:
         Yields:
             A row for each picture of `todo`, as they come.
         """
-        todo = self.todo
-        for batch_size in dict.fromkeys((self._options.batch_size, 1)):
-            if todo:
-                self._remove_orphans()
-                for row in self._rows_of(todo, batch_size, concurrency):
-                    self.done[row.path] = row
-                    yield row
-                todo = [path for path in todo if path not in self.done]
-                recorded = {row.path: row for row in self._recorded()} if todo else {}
-                for path in [path for path in todo if path in recorded]:  # by a worker that died after that
-                    self.done[path] = recorded[path]
-                    yield recorded[path]
-                todo = [path for path in todo if path not in self.done]
-        for path in todo:
-            self.done[path] = Row(path, error=DIED)
-            yield self.done[path]
+        if not self.todo:
+            return
+        with _ray(concurrency):
+            for batch_size in dict.fromkeys((self._options.batch_size, 1)):
+                yield from self._round(batch_size, concurrency)
+        for path in self._left():
+            yield self._take(Row(path, error=DIED))
+
+    def _round(self, batch_size: int, concurrency: int) -> Iterator[Row]:
+        """Do what is left in batches of a size; what no worker survived is left again."""
+        left = self._left()
+        if not left:
+            return
+        self._remove_orphans()
+        for row in self._rows_of(left, batch_size, concurrency):
+            yield self._take(row)
+        if self._left():
+            recorded = {row.path: row for row in self._recorded() if not row.error}
+            for path in self._left():
+                if path in recorded:  # its worker died after that
+                    yield self._take(recorded[path])
+
+    def _left(self) -> list[str]:
+        return [path for path in self.todo if path not in self.done]
+
+    def _take(self, row: Row) -> Row:
+        self.done[row.path] = row
+        return row
 
     def write_manifest(self, kind: ManifestFormat) -> str:
         """Write a row for each picture; returns the name of the file."""
@@ -229,22 +241,21 @@ class Bulk:
 
     def _rows_of(self, paths: Sequence[str], batch_size: int, concurrency: int) -> Iterator[Row]:
         """Have workers do pictures; those of batches that no worker survived are left out."""
-        with _ray(concurrency):
-            import ray.data
+        import ray.data
 
-            items = [{"path": path, "name": self._names[path]} for path in paths]
-            batches = ray.data.from_items(items, override_num_blocks=-(-len(items) // batch_size))
-            batches.context.enable_progress_bars = False
-            batches.context.max_errored_blocks = -1
-            rows = batches.map_batches(
-                BatchStep,
-                fn_constructor_args=(self._source.url, self._output.url, self._options),
-                batch_size=batch_size,
-                compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(items))),
-                ray_remote_args_fn=_worker_settings,
-            )
-            for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
-                yield from (Row(**json.loads(text)) for text in batch["row"])
+        items = [{"path": path, "name": self._names[path]} for path in paths]
+        batches = ray.data.from_items(items, override_num_blocks=-(-len(items) // batch_size))
+        batches.context.enable_progress_bars = False
+        batches.context.max_errored_blocks = -1
+        rows = batches.map_batches(
+            BatchStep,
+            fn_constructor_args=(self._source.url, self._output.url, self._options),
+            batch_size=batch_size,
+            compute=ray.data.ActorPoolStrategy(size=min(concurrency, len(items))),
+            ray_remote_args_fn=_worker_settings,
+        )
+        for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
+            yield from (Row(**json.loads(text)) for text in batch["row"])
 
 
 def _worker_settings() -> dict[str, Any]:
@@ -341,6 +352,7 @@ def _shard(kind: BulkFormat, rows: Sequence[Row], files: dict[str, bytes]) -> by
 def _ray(concurrency: int) -> Iterator[None]:
     """A Ray to work on: the one that is connected to, the cluster that RAY_ADDRESS names, or one of our own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else Ray keeps messages back until after the end
     try:
         import ray
         import ray.data
