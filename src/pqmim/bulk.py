@@ -5,8 +5,7 @@ them, so that no picture passes through the driver, and one that cannot be read 
 batch is written, a *record* of it follows, a file in `_records` with a row for each picture: what has a record is done,
 whatever happens next to worker or driver. `resume` does what has none.
 
-A batch whose worker dies is done again by the next one; if it kills that too, its pictures are tried one by one in the
-end, and the one that cannot be survived is told apart from the others.
+A batch whose worker dies is done again; if that kills others too, its pictures are tried one by one in the end.
 """
 
 from __future__ import annotations
@@ -15,31 +14,25 @@ import csv
 import hashlib
 import io
 import json
-import logging
-import os
-import sys
-import threading
-import warnings
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from pathlib import PurePosixPath
-from typing import Any, TextIO
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from pqmim.errors import MissingExtraError, OutputError, PqmimError
+from pqmim.errors import OutputError, PqmimError
 from pqmim.options import EncodeOptions
+from pqmim.ray_session import ray_session
 from pqmim.remote_files import Place
 from pqmim.reporting import Failure
+from pqmim.token_files import label_of, tar_bytes
 
 RECORDS = "_records"
 SETTINGS = "settings.json"
 MANIFEST = "manifest"
 MAX_RETRIES = 2
 """Times that a batch is given to another worker, before its pictures are tried one by one."""
-OBJECT_STORE_BYTES = 200_000_000
-"""Shared memory of a Ray of our own: only names and rows pass through it."""
 DIED = "its worker process died, for which too little memory is the usual reason"
 
 
@@ -176,7 +169,7 @@ class Bulk:
         """
         if not self.todo:
             return
-        with _ray(concurrency):
+        with ray_session(concurrency):
             for batch_size in dict.fromkeys((self._options.batch_size, 1)):
                 yield from self._round(batch_size, concurrency)
         for path in self._left():
@@ -328,73 +321,24 @@ class BatchStep:
         return Row(path, output, size, coded.width, coded.height, round(coded.bpp, 6), round(coded.seconds, 3))
 
 
+def _info(row: Row) -> dict[str, Any]:
+    return {"name": row.path, "label": label_of(Path(row.path)), "width": row.width, "height": row.height}
+
+
 def _shard(kind: BulkFormat, rows: Sequence[Row], files: dict[str, bytes]) -> bytes:
     """A Parquet file with a row for each picture, or a tar file with NUMBER.pqm and NUMBER.json."""
-    infos: list[dict[str, Any]] = [{"path": row.path, "width": row.width, "height": row.height} for row in rows]
+    infos = [_info(row) for row in rows]
     if kind is BulkFormat.PARQUET:
         import pyarrow
         from pyarrow.parquet import write_table
 
-        columns = {name: [info[name] for info in infos] for name in infos[0]}
+        columns: dict[str, Any] = {name: [info[name] for info in infos] for name in infos[0]}
+        columns["label"] = pyarrow.array(columns["label"], pyarrow.string())  # also where none has one
         file = io.BytesIO()
         write_table(pyarrow.table({**columns, "pqm": [files[row.path] for row in rows]}), file)
         return file.getvalue()
-    from pqmim.token_files import tar_bytes
-
     part, members = PurePosixPath(rows[0].output).stem, []
     for number, info in enumerate(infos):
         key = f"{part}-{number:06}"
-        members += [(f"{key}.pqm", files[info["path"]]), (f"{key}.json", json.dumps(info).encode())]
+        members += [(f"{key}.pqm", files[info["name"]]), (f"{key}.json", json.dumps(info).encode())]
     return tar_bytes(members)
-
-
-@contextmanager
-def _ray(concurrency: int) -> Iterator[None]:
-    """A Ray to work on: the one that is connected to, the cluster that RAY_ADDRESS names, or one of our own."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # else Ray keeps messages back until after the end
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingExtraError("ray", "ray") from error
-    is_ours = not ray.is_initialized()
-    with warnings.catch_warnings(), redirect_stdout(_OneThread(sys.stdout)):
-        warnings.simplefilter("ignore")
-        if is_ours and os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        elif is_ours:
-            ray.init(
-                "local",
-                num_cpus=concurrency,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            if is_ours:
-                ray.shutdown()
-
-
-class _OneThread(io.TextIOBase):
-    """Stdout for the thread that makes this alone: Ray prints what it thinks of dead workers among the results."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream, self._owner = stream, threading.get_ident()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return getattr(self._stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        if self._stream is not None and threading.get_ident() == self._owner:
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        if self._stream is not None:
-            self._stream.flush()

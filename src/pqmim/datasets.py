@@ -21,8 +21,10 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
+from pqmim.bitstream import parse
 from pqmim.codec import NO_TOKEN
 from pqmim.errors import ConfigError, MissingExtraError
+from pqmim.loaded import decoding_codec
 from pqmim.token_files import INFO, ShardKind, TokenRecord, label_of, records_of
 
 try:
@@ -62,7 +64,8 @@ class TokenDataset(Dataset[Sample]):
 
     Args:
         source: a shard (.tar or .parquet), a .pqm file, or a folder with files of one of these kinds in it or below.
-            Shards are read as they are; .pqm files are decoded as they are asked for, without making pictures.
+            Grids are read as they are; .pqm files, also those in shards that have no grids, are decoded when they are
+            asked for, without making pictures.
         model: of .pqm files: name or path; None = the shipped one that a file names.
         classes: names of the classes in the order of their numbers; None = those there are, sorted.
 
@@ -137,9 +140,9 @@ def _open(source: Path, model: str | os.PathLike[str] | None) -> _Records:
     if sum(map(bool, (tar, parquet, coded))) > 1:
         raise ConfigError(f"{source} has files of several kinds; name a folder of one: .tar, .parquet or .pqm")
     if tar:
-        return _TarRecords(tar)
+        return _TarRecords(tar, model)
     if parquet:
-        return _ParquetRecords(parquet)
+        return _ParquetRecords(parquet, model)
     if coded:
         return _CodedRecords(source if source.is_dir() else source.parent, coded, model)
     raise ConfigError(f"{source}: no .tar, .parquet or .pqm file")
@@ -165,48 +168,79 @@ class _Place:
             return file.read(self.size)
 
 
-class _TarRecords:
-    """Records of WebDataset shards: their members are listed once, grids are read when asked for."""
+@dataclass(frozen=True)
+class _Coded:
+    """A .pqm file among others."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    name: str
+    label: str | None
+    data: bytes
+
+
+def _decoded(coded: _Coded, model: str | os.PathLike[str] | None) -> TokenRecord:
+    """Decode a file as far as its tokens."""
+    container = parse(coded.data)
+    codec = decoding_codec(container.model_id, model, threads=1)
+    return TokenRecord(
+        coded.name,
+        codec.decode_tokens(coded.data).astype(np.uint16),
+        codec.model_id.hex(),
+        container.level,
+        container.width,
+        container.height,
+        container.scale,
+        coded.label,
+        coded.data,
+    )
+
+
+class _TarRecords:
+    """Records of WebDataset shards, of grids or of .pqm files: members are listed once, and read when asked for."""
+
+    def __init__(self, paths: list[Path], model: str | os.PathLike[str] | None) -> None:
         self.labels: list[str | None] = []
-        self._infos: list[_Place] = []
-        self._grids: list[_Place] = []
+        self._places: list[dict[str, _Place]] = []
+        self._model = model
         for path in paths:
-            infos: dict[str, _Place] = {}
-            grids: dict[str, _Place] = {}
+            pictures: dict[str, dict[str, _Place]] = {}
             try:
                 with tarfile.open(path) as archive:
                     for member in archive:
                         key, _, suffix = member.name.partition(".")
-                        if suffix in ("json", "npy"):
-                            place = _Place(path, member.offset_data, member.size)
-                            (infos if suffix == "json" else grids)[key] = place
-                for key, info in infos.items():
-                    self._grids.append(grids[key])
-                    self._infos.append(info)
-                    self.labels.append(json.loads(info.read())["label"])
+                        pictures.setdefault(key, {})[suffix] = _Place(path, member.offset_data, member.size)
+                for places in pictures.values():
+                    if not places.keys() & {"npy", "pqm"}:
+                        raise ValueError("pictures without tokens")
+                    self.labels.append(json.loads(places["json"].read())["label"])
+                    self._places.append(places)
             except (tarfile.TarError, KeyError, ValueError) as error:
                 raise ConfigError(f"{path} is not a shard of tokens: {error}") from error
 
     def record(self, index: int) -> TokenRecord:
-        info = json.loads(self._infos[index].read())
-        tokens = np.load(io.BytesIO(self._grids[index].read()), allow_pickle=False)
+        places = self._places[index]
+        info = json.loads(places["json"].read())
+        if "npy" not in places:
+            return _decoded(_Coded(info["name"], info["label"], places["pqm"].read()), self._model)
+        tokens = np.load(io.BytesIO(places["npy"].read()), allow_pickle=False)
         return TokenRecord(tokens=tokens, **{name: info[name] for name in INFO})
 
 
 class _ParquetRecords:
-    """Records of Parquet files, read a group of rows at a time, the last few of which are kept."""
+    """Records of Parquet files, of grids or of .pqm files: a few groups of rows at a time are in memory."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], model: str | os.PathLike[str] | None) -> None:
         try:
             from pyarrow.parquet import ParquetFile
         except ImportError as error:
             raise MissingExtraError("pyarrow", "data") from error
         self.labels: list[str | None] = []
         self._places: list[tuple[Path, int, int]] = []
+        self._model = model
         for path in paths:
             with ParquetFile(path) as file:
+                names = set(file.schema_arrow.names)
+                if "label" not in names or not names & {"tokens", "pqm"}:
+                    raise ConfigError(f"{path} is not a shard of tokens: it has no columns label and tokens")
                 self.labels += file.read(["label"]).column("label").to_pylist()
                 for group in range(file.num_row_groups):
                     rows = range(file.metadata.row_group(group).num_rows)
@@ -214,15 +248,19 @@ class _ParquetRecords:
 
     def record(self, index: int) -> TokenRecord:
         path, group, row = self._places[index]
-        return _row_group(path, group)[row]
+        found = _row_group(path, group)[row]
+        return found if isinstance(found, TokenRecord) else _decoded(found, self._model)
 
 
 @lru_cache(maxsize=4)
-def _row_group(path: Path, group: int) -> list[TokenRecord]:
+def _row_group(path: Path, group: int) -> Sequence[TokenRecord | _Coded]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        return records_of(file.read_row_group(group))
+        table = file.read_row_group(group)
+    if "tokens" in table.column_names:
+        return records_of(table)
+    return [_Coded(row["name"], row["label"], row["pqm"]) for row in table.to_pylist()]
 
 
 class _CodedRecords:
@@ -234,20 +272,5 @@ class _CodedRecords:
         self.labels = [label_of(name) for name in self._names]
 
     def record(self, index: int) -> TokenRecord:
-        from pqmim.bitstream import parse
-        from pqmim.loaded import decoding_codec
-
-        data = self._paths[index].read_bytes()
-        container = parse(data)
-        codec = decoding_codec(container.model_id, self._model, threads=1)
-        return TokenRecord(
-            self._names[index].as_posix(),
-            codec.decode_tokens(data).astype(np.uint16),
-            codec.model_id.hex(),
-            container.level,
-            container.width,
-            container.height,
-            container.scale,
-            self.labels[index],
-            data,
-        )
+        coded = _Coded(self._names[index].as_posix(), self.labels[index], self._paths[index].read_bytes())
+        return _decoded(coded, self._model)

@@ -13,6 +13,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -96,7 +97,7 @@ def tar_contents(output: Path) -> dict[str, bytes]:
             members = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
         for name, content in members.items():
             if name.endswith(".json"):
-                picture = json.loads(content)["path"]
+                picture = json.loads(content)["name"]
                 assert picture not in found
                 found[picture] = members[name.removesuffix("json") + "pqm"]
     return found
@@ -126,8 +127,9 @@ def test_a_parquet_file_has_a_row_for_each_picture(
     do_all(work, photos, out, options)
     (part,) = out.glob("part-*.parquet")
     rows = pq.read_table(part).to_pylist()
-    assert {row["path"]: row["pqm"] for row in rows} == {name: codec.encode(photos / name) for name in NAMES}
+    assert {row["name"]: row["pqm"] for row in rows} == {name: codec.encode(photos / name) for name in NAMES}
     assert rows[0]["width"] == 40
+    assert [row["label"] for row in rows] == ["cat", "cat", "dog", None]
     assert work.write_manifest(ManifestFormat.PARQUET) == "manifest.parquet"
     manifest = pq.read_table(out / "manifest.parquet").to_pylist()
     assert [row["path"] for row in manifest] == NAMES
@@ -198,6 +200,22 @@ def test_a_model_that_is_not_there_is_one_line(photos: Path, tmp_path: Path) -> 
     assert result.exit_code == 1
     assert result.output.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", [BulkFormat.PARQUET, BulkFormat.WEBDATASET])
+def test_shards_are_a_data_set(tiny_model: Path, photos: Path, tmp_path: Path, codec: Codec, to: BulkFormat) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("pyarrow")
+    from pqmim.datasets import TokenDataset
+
+    out, options = tmp_path / "out", options_of(tiny_model, to)
+    do_all(Bulk(str(photos), str(out), options, suffixes=SUFFIXES), photos, out, options)
+    dataset = TokenDataset(out, model=tiny_model)
+    assert dataset.classes == ("cat", "dog")
+    assert [dataset[index]["name"] for index in range(4)] == NAMES
+    for index, name in enumerate(NAMES):
+        assert np.array_equal(dataset[index]["tokens"].numpy(), codec.encode_tokens(photos / name))
+        assert dataset[index]["height"] == 24 + 8 * index
 
 
 @needs_ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from pqmim.bulk import BATCH_SIZES, Bulk, BulkFormat, BulkOptions, ManifestForma
 from pqmim.cli import options as opt
 from pqmim.cli.kinds import image_suffixes
 from pqmim.cli.running import exit_with, num_usable_cores, one_line_errors
-from pqmim.errors import ModelError
+from pqmim.errors import MissingExtraError, ModelError
 from pqmim.options import DEFAULT_EFFORT, MAX_EFFORT, MAX_PIXELS, Device, EncodeOptions
 from pqmim.reporting import Failure, Reporter
 
@@ -80,6 +81,8 @@ def bulk(
     )
     reporter = Reporter(as_json, quiet, verbose)
     with one_line_errors(reporter):
+        if find_spec("ray") is None:
+            raise MissingExtraError("ray", "ray")
         _check_model(model)
         work = Bulk(source, output, options, suffixes=image_suffixes(), resume=resume)
         if resume and not (as_json or quiet):
