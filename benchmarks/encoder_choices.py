@@ -83,13 +83,15 @@ MASKED = Variant("masked model", EncodeOptions(effort=1), with_static_share(0.0)
 STATIC = Variant("static prior", EncodeOptions(effort=1), with_static_share(1.0))
 EFFORTS = tuple(Variant(effort_name(n), EncodeOptions(effort=n)) for n in range(1, MAX_EFFORT + 1))
 TUNED = Variant("tune ms-ssim", EncodeOptions(tune=Tune.MS_SSIM))
-VARIANTS = (NEAREST, MASKED, STATIC, *EFFORTS, TUNED)
+TUNED_SEARCH = Variant("tune ms-ssim, effort 3", EncodeOptions(effort=MAX_EFFORT, tune=Tune.MS_SSIM))
+VARIANTS = (NEAREST, MASKED, STATIC, *EFFORTS, TUNED, TUNED_SEARCH)
 COMPARISONS = (
     (effort_name(1), NEAREST.name),
     (effort_name(1), MASKED.name),
     (STATIC.name, MASKED.name),
     *((effort_name(n), effort_name(1)) for n in range(2, MAX_EFFORT + 1)),
     (TUNED.name, effort_name(DEFAULT_EFFORT)),
+    (TUNED_SEARCH.name, effort_name(MAX_EFFORT)),
 )
 """(variant, what it is compared with)."""
 

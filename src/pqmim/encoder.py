@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.config import STRIDE
-from pqmim.distortion import SquaredError, StructuralDissimilarity
+from pqmim.distortion import StructuralDissimilarity
 from pqmim.networks import Networks
 from pqmim.options import EFFORTS, EncodeOptions, Region, Tune
 from pqmim.quantizer import Latent, Tokens
@@ -79,8 +79,9 @@ class PictureEncoder:
         self._z = self._transforms.analyze(self._pixels)
         self._num_pixels = rgb.shape[0] * rgb.shape[1]
         self._effort = EFFORTS[options.effort - 1]
+        self._is_searching = options.tune == Tune.MS_SSIM and self._effort.search_steps > 0
         # A search has weighed the decoded picture against static bits; to weigh other ones afterwards undoes a part.
-        self._static_share = 1.0 if self._effort.search_steps else STATIC_SHARE
+        self._static_share = 1.0 if self._is_searching else STATIC_SHARE
         self._deadline = time.monotonic() + options.max_seconds
         self._factors = self._trade_off_factors(regions)
         self._target: Latent | None = None
@@ -105,9 +106,7 @@ class PictureEncoder:
         height, width = self._z.shape[2:]
         w_here = np.float32(self._quantizer.levels.applied_w(w, level)) * self._factors
         if self._target is None:
-            self._target = (
-                self._searched(w_here, level) if self._effort.search_steps else self._corrected(w_here, level)
-            )
+            self._target = self._searched(w_here, level) if self._is_searching else self._corrected(w_here, level)
         choice = RateDistortionChoice(self._quantizer, self._target, w_here, level, budget, self._static_share)
         writer = PrefixWriter(self._num_kept()) if is_partial else TokenWriter()
         tokens = code_tokens(self._entropy_model, writer, height, width, level, choice).tokens
@@ -122,7 +121,7 @@ class PictureEncoder:
             self._z,
             w,
             level,
-            StructuralDissimilarity if self._options.tune == Tune.MS_SSIM else SquaredError,
+            StructuralDissimilarity,
             num_steps=self._effort.search_steps,
             deadline=self._deadline,
         )

@@ -18,14 +18,14 @@ class Effort:
 
     Attributes:
         corrections: of the latent from the decoded picture.
-        search_steps: of a search that judges tokens by the decoded picture, see `search`.
+        search_steps: of a search (`search`) in place of corrections, where the structure of the picture is what counts.
     """
 
     corrections: int = 0
     search_steps: int = 0
 
 
-EFFORTS = (Effort(), Effort(corrections=2), Effort(search_steps=5))
+EFFORTS = (Effort(), Effort(corrections=2), Effort(corrections=5, search_steps=5))
 """From effort 1 on."""
 MAX_EFFORT = len(EFFORTS)
 DEFAULT_EFFORT = 2

@@ -18,7 +18,9 @@ from pqmim.file_decoder import tiles_of
 from pqmim.model_files import MODEL_FILE, load_model
 from pqmim.networks import Networks
 from pqmim.options import MAX_EFFORT, EncodeOptions, Region, Tune
+from pqmim.quantizer import Latent
 from pqmim.range_coding import PrefixReader, TokenReader
+from pqmim.search import search
 from pqmim.token_coding import code_tokens
 from pqmim.transforms import Transforms
 
@@ -128,7 +130,7 @@ def test_effort_is_the_number_of_corrections_and_a_second_size_takes_none(
 
     count(ExactEntropyModel, "start")
     count(Transforms, "correct")
-    for effort, corrections in ((1, 0), (2, 2)):
+    for effort, corrections in enumerate((0, 2, 5), 1):
         encoder = encoder_of(networks, synthetic_photo(32, 32), effort=effort)
         calls.update(start=0, correct=0)
         encoder.encode(3.0)
@@ -137,6 +139,24 @@ def test_effort_is_the_number_of_corrections_and_a_second_size_takes_none(
         assert calls == {"start": 2, "correct": corrections}
         encoder.estimate_bytes(3.0)
         assert calls == {"start": 2, "correct": corrections}
+
+
+def test_the_search_for_structure_takes_the_place_of_corrections(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def counted(*arguments: object, num_steps: int, **options: object) -> Latent:
+        steps.append(num_steps)
+        return search(*arguments, num_steps=num_steps, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pqmim.encoder.search", counted)
+    monkeypatch.setattr(Transforms, "correct", None)
+    rgb = synthetic_photo(96, 96)
+    searched = encoder_of(networks, rgb, tune=Tune.MS_SSIM, effort=3).encode(3.0)
+    assert steps == [5]
+    plain = encoder_of(networks, rgb, tune=Tune.MS_SSIM, effort=1).encode(3.0)
+    assert not np.array_equal(searched.tokens, plain.tokens)
 
 
 # -- where the bits go -----------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from pictures import synthetic_photo
+from PIL import Image
 
 from pqmim import search as search_module
 from pqmim.distortion import SquaredError, StructuralDissimilarity

@@ -150,7 +150,7 @@ def encode(
     jobs: opt.Jobs = 1,
     max_seconds: Annotated[
         float | None,
-        typer.Option(metavar="S", help="End the search of effort 3 after this long.", show_default=False),
+        typer.Option(metavar="S", help="End the search of effort 3 for MS-SSIM after this long.", show_default=False),
     ] = None,
     max_pixels: opt.MaxPixels = MAX_PIXELS,
     force: opt.Force = False,
