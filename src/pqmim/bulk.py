@@ -29,7 +29,7 @@ from pqmim.reporting import Failure
 from pqmim.token_files import label_of, tar_bytes
 
 RECORDS = "_records"
-SETTINGS = "settings.json"
+SETTINGS = f"{RECORDS}/settings.json"
 MANIFEST = "manifest"
 MAX_RETRIES = 2
 """Times that a batch is given to another worker, before its pictures are tried one by one."""
@@ -132,7 +132,7 @@ class Bulk:
         paths = [name for name in self._source.names() if PurePosixPath(name).suffix.lower() in suffixes]
         if not paths:
             raise PqmimError(f"{source}: no pictures in this folder")
-        self._start(resume)
+        self._check_output(resume)
         wanted = Counter(_output_name(path).lower() for path in paths)
         self._names = {
             path: f"{path}.pqm" if wanted[_output_name(path).lower()] > 1 else _output_name(path) for path in paths
@@ -140,12 +140,11 @@ class Bulk:
         self.done = {row.path: row for row in self._recorded() if not row.error}
         self.todo = [path for path in paths if path not in self.done]
 
-    def _start(self, resume: bool) -> None:
-        """Refuse an output that does not fit, and note the settings."""
+    def _check_output(self, resume: bool) -> None:
+        """Refuse an output that does not fit."""
         present, settings = self._output.names(), self._options.settings()
-        marker = f"{RECORDS}/{SETTINGS}"
-        if marker in present and resume:
-            before = json.loads(self._output.read(marker))
+        if SETTINGS in present and resume:
+            before = json.loads(self._output.read(SETTINGS))
             changed = [name for name in settings if before.get(name) != settings[name]]
             if changed:
                 raise OutputError(
@@ -153,10 +152,12 @@ class Bulk:
                     f"not {settings[changed[0]]}; name another folder"
                 )
         elif present:
-            advice = "--resume goes on with them" if marker in present else "name an empty folder"
+            advice = "--resume goes on with them" if SETTINGS in present else "name an empty folder"
             raise OutputError(f"{self._output.url} has files already; {advice}")
-        else:
-            self._output.write(marker, json.dumps(settings).encode())
+
+    def start(self) -> None:
+        """Note the settings in the output; `run` does so when its workers are there. Raises OSError, OutputError."""
+        self._output.write(SETTINGS, json.dumps(self._options.settings()).encode())
 
     def run(self, concurrency: int) -> Generator[Row, None, None]:
         """Do what is to be done.
@@ -170,6 +171,7 @@ class Bulk:
         if not self.todo:
             return
         with ray_session(concurrency):
+            self.start()
             for batch_size in dict.fromkeys((self._options.batch_size, 1)):
                 yield from self._round(batch_size, concurrency)
         for path in self._left():
@@ -218,7 +220,7 @@ class Bulk:
         return name
 
     def _recorded(self) -> list[Row]:
-        names = [name for name in self._output.names(RECORDS) if not name.endswith(SETTINGS)]
+        names = [name for name in self._output.names(RECORDS) if name != SETTINGS]
         return [Row(**row) for name in names for row in json.loads(self._output.read(name))]
 
     def _remove_orphans(self) -> None:

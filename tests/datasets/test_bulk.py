@@ -67,6 +67,7 @@ def options_of(tiny_model: Path, to: BulkFormat = BulkFormat.FILES) -> BulkOptio
 
 def do_all(work: Bulk, photos: Path, output: Path, options: BulkOptions) -> None:
     """What workers do, in this process."""
+    work.start()
     names = {path: work._names[path] for path in work.todo}
     for row in BatchStep(str(photos), str(output), options).rows_of(names):
         work.done[row.path] = row
@@ -171,6 +172,7 @@ def test_an_output_that_cannot_be_written_is_the_error_of_its_pictures(
 ) -> None:
     out, options = tmp_path / "out", options_of(tiny_model)
     work = Bulk(str(photos), str(out), options, suffixes=SUFFIXES)
+    out.mkdir()
     (out / "dog").write_bytes(b"")
     do_all(work, photos, out, options)
     assert "dog" in work.done["dog/deep/a.png"].error
@@ -187,7 +189,7 @@ def test_outputs_and_sources_that_do_not_fit_are_refused(tiny_model: Path, photo
         Bulk("nosuch://x", str(out), options, suffixes=SUFFIXES)
     with pytest.raises(OutputError, match="has files already; name an empty folder"):
         Bulk(str(photos), str(photos), options, suffixes=SUFFIXES)
-    Bulk(str(photos), str(out), options, suffixes=SUFFIXES)
+    Bulk(str(photos), str(out), options, suffixes=SUFFIXES).start()
     with pytest.raises(OutputError, match="has files already; --resume goes on with them"):
         Bulk(str(photos), str(out), options, suffixes=SUFFIXES)
     other = BulkOptions(model=str(tiny_model), quality=10)
