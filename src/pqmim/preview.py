@@ -33,8 +33,8 @@ SIDES = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SIDE_OF_ONE_BYTE = 9.5
 """Pixels. The best side grows about with the square root of the bytes; chosen on training photos."""
 REACH = 1.4
-"""Copies up to so many times longer or shorter than that are tried. At 1.7 training photos had 0.05 dB more in 200 bytes,
-and took a third longer to decode."""
+"""Copies up to so many times longer or shorter than that are tried. At 1.7 training photos had 0.05 dB more in 200
+bytes, and took a third longer to decode."""
 ALPHA_SHARE = 0.65
 """Most of a preview's bytes that alpha may take; chosen on training photos with made outlines."""
 ALPHA_VALUES = (256, 16, 4, 2)
