@@ -166,7 +166,13 @@ def test_an_interrupt_leaves_whole_files_only(tiny_model: Path, jobs: str) -> No
         photo(f"in/{index:03}.png", (96, 96))
     command = [sys.executable, "-m", "pqmim", "encode", "in", "-o", "out", "-j", jobs, "-m", str(tiny_model)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that runs the tests in the background has interrupts ignored, which processes inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
