@@ -135,13 +135,14 @@ def _is_file_at(place: Path, status: os.stat_result) -> bool:
 def _replace(place: Path, data: bytes, old: os.stat_result | None) -> None:
     """Write a file under another name first. No two processes, on whatever machine, get the same one."""
     temporary = place.with_name(f".pqmim-{secrets.token_hex(8)}.tmp")
-    file = temporary.open("xb")
     try:
-        with file:
+        with temporary.open("xb") as file:  # an interrupt may come before this returns, so it is in here, too
             if old is not None:
                 _take_over(temporary, old)
             file.write(data)
         os.replace(temporary, place)
+    except FileExistsError:  # somebody else's
+        raise
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

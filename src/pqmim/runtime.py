@@ -5,7 +5,6 @@ Nothing here waits by spinning: on a busy machine a thread that spins takes the 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import onnxruntime
 from numpy.typing import NDArray
 
+from pqmim.cores import num_usable_cores
 from pqmim.errors import ConfigError, ModelError
 from pqmim.model_files import ModelFile
 from pqmim.options import Device
@@ -146,9 +146,7 @@ class Workers:
 
 def default_threads() -> int:
     """The cores that this process may use, at most MAX_THREADS."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return min(cores, MAX_THREADS)
+    return min(num_usable_cores(), MAX_THREADS)
 
 
 def resolve_device(name: str) -> Device:

@@ -12,7 +12,8 @@ import typer
 from pqmim.bulk import BATCH_SIZES, Bulk, BulkFormat, BulkOptions, ManifestFormat, Row
 from pqmim.cli import options as opt
 from pqmim.cli.kinds import image_suffixes
-from pqmim.cli.running import exit_with, num_usable_cores, one_line_errors
+from pqmim.cli.running import exit_with, one_line_errors
+from pqmim.cores import num_usable_cores
 from pqmim.errors import MissingExtraError, ModelError
 from pqmim.options import DEFAULT_EFFORT, MAX_EFFORT, MAX_PIXELS, Device, EncodeOptions
 from pqmim.reporting import Failure, Reporter

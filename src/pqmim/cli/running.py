@@ -14,6 +14,7 @@ import typer
 
 from pqmim.batch import Convert, Handling, Note, run_jobs
 from pqmim.bitstream import Container
+from pqmim.cores import num_usable_cores
 from pqmim.errors import ModelError
 from pqmim.files import Place, Stream, output_of, place_of
 from pqmim.jobs import Job, Kinds, Naming, UsageError, find_files, plan_jobs
@@ -72,11 +73,6 @@ class Codecs:
         from pqmim.model_files import shipped_model_of
 
         return self.named(shipped_model_of(container.model_id).name, note)
-
-
-def num_usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(

@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from pqmim.cores import num_usable_cores
 from pqmim.evaluation.image_codecs import ImageCodec
-from pqmim.evaluation.machine import describe_machine, num_usable_cores
+from pqmim.evaluation.machine import describe_machine
 from pqmim.evaluation.pixel_metrics import Pixels
 from pqmim.evaluation.pqmim_codec import PqmimCodec
 from pqmim.evaluation.processes import MEBI, MemoryMeter, in_process

@@ -7,15 +7,9 @@ import platform
 from pathlib import Path
 
 from pqmim._version import __version__
+from pqmim.cores import num_usable_cores
 
 LOAD_OF_AN_IDLE_MACHINE = 0.5  # runnable processes, mean of a minute
-
-
-def num_usable_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, str]:
