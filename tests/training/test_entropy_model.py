@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from training.tiny_networks import make_tiny_entropy_model, make_tiny_tokenizer
+from training.tiny_networks import TINY_TOKENIZER, make_tiny_entropy_model, make_tiny_tokenizer
 
-from pqmim.config import NUM_LEVELS
 from pqmim.fixed_point import LOGIT_UNIT
 from pqmim.schedule import quincunx_steps
 from pqmim.training.entropy_model import EntropyModel
@@ -106,14 +105,14 @@ def test_samples_of_a_batch_do_not_mix(model: EntropyModel) -> None:
 
 def test_logits_of_some_rows(model: EntropyModel) -> None:
     hidden = torch.randn(7, model.config.width)
-    level = torch.arange(7) % NUM_LEVELS
+    level = torch.arange(7) % model.num_levels
     for simulate in (False, True):
         whole = model.logits(hidden, level, 0, 3, simulate=simulate)
         assert whole.shape == (7, 3, model.num_codewords)
         assert torch.allclose(model.logits(hidden, level, 1, 3, simulate=simulate), whole[:, 1:], atol=1e-5)
 
 
-@pytest.mark.parametrize("level", range(NUM_LEVELS))
+@pytest.mark.parametrize("level", range(TINY_TOKENIZER.quantizer.num_levels))
 def test_untrained_model_starts_near_the_static_prior_of_the_level(tokenizer: Tokenizer, level: int) -> None:
     torch.manual_seed(0)
     model = EntropyModel.for_quantizer(make_tiny_entropy_model(tokenizer).config, tokenizer.quantizer)

@@ -12,12 +12,11 @@ from pictures import synthetic_photo
 from torch import Tensor
 from training.tiny_networks import TINY_ENTROPY, TINY_QUALITY, make_tiny_entropy_model, make_tiny_tokenizer
 
-from pqmim.config import NUM_LEVELS
 from pqmim.entropy_weights import check_entropy_weights
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.exact_numpy import NumpyParts
 from pqmim.fixed_point import ACTIVATION_UNIT, EXPONENTIAL_ONE, INT8_MAX, RESIDUAL_UNIT
-from pqmim.model_files import load_model
+from pqmim.model_files import MODEL_FILE, load_model
 from pqmim.range_coding import TokenWriter
 from pqmim.runtime import Workers
 from pqmim.token_coding import GivenTokens, code_tokens
@@ -93,9 +92,8 @@ def test_attention_as_simulated(trainable: EntropyModel) -> None:
 
 
 def exact_model(folder: Path, model: EntropyModel) -> ExactEntropyModel:
-    path = folder / "m.safetensors"
-    save_model(path, "test", make_tiny_tokenizer(), model, TINY_QUALITY, {})
-    return ExactEntropyModel(load_model(path), Workers(1))
+    save_model(folder, "test", make_tiny_tokenizer(), model, TINY_QUALITY, {})
+    return ExactEntropyModel(load_model(folder / MODEL_FILE), Workers(1))
 
 
 @pytest.mark.parametrize("depth", range(1, TINY_ENTROPY.num_layers + 1))
@@ -108,7 +106,7 @@ def test_every_depth_as_simulated(depth: int, tmp_path: Path) -> None:
     tokens = torch.randint(16, (1, 3, 9, 7))
     known = torch.zeros_like(tokens, dtype=torch.bool)
     known[:, :1] = True
-    level = depth % NUM_LEVELS
+    level = depth % model.num_levels
     positions = np.arange(63)
     state = exact.start(9, 7, level)
     exact.reveal(state, positions, 0, 1, tokens[0, :1].flatten(1).numpy())

@@ -26,8 +26,12 @@ BD_RATE_METRICS = ("psnr-rgb", "ms-ssim-rgb")
 Models = Annotated[
     list[str] | None,
     typer.Option(
-        "-m", "--model", metavar="MODEL", help="Name or path; repeatable. [default: small, if no --reference]"
+        "-m", "--model", metavar="MODEL", help="Name or path; repeatable. [default: photo, if no --reference]"
     ),
+]
+Decoders = Annotated[
+    list[str] | None,
+    typer.Option("--decoder", metavar="DECODER", help="Of each model, name or path; repeatable. [default: fine]"),
 ]
 References = Annotated[
     str, typer.Option(metavar="NAMES", help="Other codecs, such as jpeg,webp,avif; all = every one.")
@@ -38,6 +42,8 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of images.", show_default=False)],
     output: opt.OutputFolder,
     models: Models = None,
+    decoders: Decoders = None,
+    realism: opt.Realism = None,
     reference: References = "",
     quality_grid: Annotated[
         list[str] | None,
@@ -69,7 +75,7 @@ def evaluate(
         from pqmim.evaluation.reference_codecs import reference_codecs
 
         references = reference_codecs(opt.names(reference))
-        own = _own_codecs(models, device, has_references=bool(references))
+        own = _own_codecs(models, decoders, realism, device, has_references=bool(references))
         if ablation:
             _run_ablation(dataset, folder, models or [opt.DEFAULT_MODEL], device, reporter, is_quiet=is_quiet)
             return
@@ -92,6 +98,8 @@ def evaluate(
 def bench(
     output: opt.OutputFolder,
     models: Models = None,
+    decoders: Decoders = None,
+    realism: opt.Realism = None,
     reference: References = "",
     sizes: Annotated[
         str, typer.Option(metavar="N,N,...", help="Sides of the square images, pixels.")
@@ -119,11 +127,14 @@ def bench(
         if image is not None:
             _check_image(image)
         references = [codec.name for codec in reference_codecs(opt.names(reference))]
-        own = _own_codecs(models, device, has_references=bool(references))
+        own = _own_codecs(models, decoders, realism, device, has_references=bool(references))
         options = BenchmarkOptions(
             output=folder,
             codecs=(
-                *(pqmim_factory(codec.model, device=codec.device) for codec in own),
+                *(
+                    pqmim_factory(codec.model, decoder=codec.decoder, realism=realism, device=codec.device)
+                    for codec in own
+                ),
                 *(reference_factory(name) for name in references),
             ),
             sizes=side_lengths,
@@ -155,12 +166,23 @@ def _check_image(path: Path) -> None:
         raise PqmimError(f"{path}: {Failure.of(error).cause}") from error
 
 
-def _own_codecs(models: list[str] | None, device: Device, *, has_references: bool) -> list[PqmimCodec]:
-    """Return the pqmim models to measure, after a look whether they can be loaded."""
+def _own_codecs(
+    models: list[str] | None,
+    decoders: list[str] | None,
+    realism: float | None,
+    device: Device,
+    *,
+    has_references: bool,
+) -> list[PqmimCodec]:
+    """Return the models to measure, each with each decoder, after a look whether they can be loaded."""
     from pqmim.evaluation.pqmim_codec import PqmimCodec
 
-    names = models or ([] if has_references else [opt.DEFAULT_MODEL])
-    codecs = [PqmimCodec(name, device.value) for name in names]
+    names = models or ([] if has_references and not decoders else [opt.DEFAULT_MODEL])
+    codecs = [
+        PqmimCodec(name, device.value, decoder=decoder, realism=realism)
+        for name in names
+        for decoder in (decoders or (None,))
+    ]
     for codec in codecs:
         codec.loaded()  # a model that is not there is an error, a reference codec that is not there is none
     return codecs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim.config import NUM_LEVELS, EntropyModelConfig
+from pqmim.config import EntropyModelConfig
 from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX, LOGIT_UNIT, RESIDUAL_UNIT
 from pqmim.schedule import Schedule, Step, quincunx_steps
 from pqmim.training.layers import (
@@ -35,12 +35,12 @@ class EntropyModel(nn.Module):
     A known token enters as the values of its codeword, which lets codewords that are near each other share what is
     learned; its logits are inner products of a head output with one factor per codeword.
 
-    Each image has a *level*, one of NUM_LEVELS trade-offs between rate and distortion, which says what codebooks its
+    Each image has a *level*, one of L trade-offs between rate and distortion, which says what codebooks its
     tokens are from: the logits start from the static prior of that level, and the network is told it.
 
     Args:
         config: sizes.
-        num_subquantizers, num_codewords, num_kept: M, K and D' of the tokenizer.
+        num_levels, num_subquantizers, num_codewords, num_kept: L, M, K and D' of the tokenizer.
 
     Attributes:
         token_values: (L, K, D') float32, codeword values on the activation grid, a constant of the tokenizer.
@@ -50,15 +50,21 @@ class EntropyModel(nn.Module):
     token_values: Tensor
 
     def __init__(
-        self, config: EntropyModelConfig, num_subquantizers: int, num_codewords: int, num_kept: int, runs: list[slice]
+        self,
+        config: EntropyModelConfig,
+        num_levels: int,
+        num_subquantizers: int,
+        num_codewords: int,
+        num_kept: int,
+        runs: list[slice],
     ) -> None:
         super().__init__()
         self.config = config
         self.runs = runs
         self.schedule = Schedule(num_subquantizers, config.group_steps)
-        self.num_subquantizers, self.num_codewords = num_subquantizers, num_codewords
-        self.register_buffer("token_values", torch.zeros(NUM_LEVELS, num_codewords, num_kept))
-        self.embed = QuantizableLinear(num_kept + num_subquantizers + NUM_LEVELS, config.width)
+        self.num_levels, self.num_subquantizers, self.num_codewords = num_levels, num_subquantizers, num_codewords
+        self.register_buffer("token_values", torch.zeros(num_levels, num_codewords, num_kept))
+        self.embed = QuantizableLinear(num_kept + num_subquantizers + num_levels, config.width)
         self.layers = nn.ModuleList(
             TransformerLayer(
                 config.width,
@@ -71,14 +77,14 @@ class EntropyModel(nn.Module):
             for index in range(config.num_layers)
         )
         self.head = QuantizableLinear(config.width, num_subquantizers * config.token_rank)
-        self.token_factors = nn.Parameter(torch.zeros(NUM_LEVELS, num_subquantizers, num_codewords, config.token_rank))
-        self.token_bias = nn.Parameter(torch.zeros(NUM_LEVELS, num_subquantizers, num_codewords))
+        self.token_factors = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords, config.token_rank))
+        self.token_bias = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords))
 
     @classmethod
     def for_quantizer(cls, config: EntropyModelConfig, quantizer: TrainableQuantizer) -> EntropyModel:
         """Untrained model for a trained product quantizer; predicts about the static prior."""
-        num_kept = len(quantizer.order)
-        model = cls(config, quantizer.num_subquantizers, quantizer.num_codewords, num_kept, quantizer.runs())
+        q = quantizer
+        model = cls(config, q.num_levels, q.num_subquantizers, q.num_codewords, len(q.order), q.runs())
         with torch.no_grad():
             priors = quantizer.prior_logits.log_softmax(2)  # (L, M, K)
             model.token_bias.copy_(priors)
@@ -107,13 +113,13 @@ class EntropyModel(nn.Module):
         Args:
             tokens: (B, M, h, w) int64; ignored where unknown.
             known: (B, M, h, w) bool.
-            level: (B,) int64 in [0, NUM_LEVELS).
+            level: (B,) int64 in [0, L).
 
         Returns:
             (B, h, w, D' + M + L) float32: codeword values (0 if unknown), one known-flag per sub-quantizer, the level
             as one of L flags.
         """
-        levels = F.one_hot(level, NUM_LEVELS).float()[:, None, None].expand(-1, *tokens.shape[2:], -1)
+        levels = F.one_hot(level, self.num_levels).float()[:, None, None].expand(-1, *tokens.shape[2:], -1)
         which = level[:, None, None]
         parts = [
             self.token_values[:, :, run][which, tokens[:, m]] * known[:, m, :, :, None]
@@ -161,7 +167,7 @@ class EntropyModel(nn.Module):
             of_level = level == index
             product = torch.bmm(head[:, of_level], factors[index].transpose(1, 2)).float()
             if simulate:
-                product = product * factor_unit.view(NUM_LEVELS, -1)[index, :, None, None]
+                product = product * factor_unit.view(self.num_levels, -1)[index, :, None, None]
             products[of_level] = product.transpose(0, 1)
         logits = products + self.token_bias[:, first:last][level]
         if simulate:
