@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pqmim.errors import ModelError
-from pqmim.perceptual.backbones import AlexNet, Vgg16, load_weights
+from pqmim.perceptual.backbones import AlexNet, Vgg16, load_backbone, load_weights
 from pqmim.perceptual.dists import load_dists
 from pqmim.perceptual.lpips import load_lpips
 from pqmim.perceptual.packages import DISTS, LPIPS, is_installed, package_file, read_numpy_pickle
@@ -47,7 +47,7 @@ def test_lpips_is_its_formula(network: str) -> None:
     shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
     scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
     expected = np.zeros(2)
-    ours = lpips.backbone((2 * originals - 1 - shift) / scale), lpips.backbone((2 * others - 1 - shift) / scale)
+    ours = [lpips.backbone._features((2 * images - 1 - shift) / scale) for images in (originals, others)]
     for depth, (x, y) in enumerate(zip(*ours, strict=True)):
         a, b = x.double().numpy(), y.double().numpy()
         a, b = (v / (np.linalg.norm(v, axis=1, keepdims=True) + 1e-10) for v in (a, b))
@@ -63,7 +63,7 @@ def test_backbone_is_the_published_convolutions() -> None:
     backbone = AlexNet()
     load_weights(backbone)
     image = torch.rand(1, 3, 31, 31, generator=torch.Generator().manual_seed(3))
-    first, second = (each[0].detach().double().numpy() for each in backbone(image)[:2])
+    first, second = (each[0].detach().double().numpy() for each in backbone._features(image)[:2])
     padded = np.pad(image[0].double().numpy(), ((0, 0), (2, 2), (2, 2)))
     kernel, bias = (published["Conv_0"][part].astype(float) for part in ("kernel", "bias"))
     window = padded[:, 4:15, 8:19]  # of the output at row 1, column 2
@@ -115,6 +115,13 @@ def test_gradients_reach_the_pictures_only(load: object) -> None:
     assert others.grad is not None
     assert float(others.grad.abs().max()) > 0
     assert all(not parameter.requires_grad for parameter in network.parameters())
+
+
+def test_pooled_features_are_means_of_the_deepest() -> None:
+    alex = load_backbone("alex")
+    expected = alex(pictures(0))[4].flatten(2).mean(2)
+    assert expected.shape == (2, 256)
+    torch.testing.assert_close(alex.pooled(pictures(0)), expected)
 
 
 def test_weights_of_another_network_are_refused() -> None:

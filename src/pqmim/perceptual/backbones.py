@@ -12,25 +12,7 @@ from torch import Tensor, nn
 from pqmim.errors import ModelError
 from pqmim.perceptual.packages import LPIPS, Tensors, converted_weights, package_file, read_numpy_pickle
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The statistics of LPIPS are for pixels in [-1, 1]; these are the same ones for [0, 1].
-LPIPS_MEAN = tuple((shift + 1) / 2 for shift in (-0.030, -0.088, -0.188))
-LPIPS_STD = tuple(scale / 2 for scale in (0.458, 0.448, 0.450))
-
-
-class Standardize(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> the same with each channel's mean and standard deviation taken out."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
@@ -41,20 +23,31 @@ class Backbone(nn.Module):
     """
 
     channels: tuple[int, int, int, int, int]
+    mean: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList()
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Compute features.
 
         Args:
-            x: (B, 3, H, W) float, standardized.
+            images: (B, 3, H, W) float in [0, 1].
 
         Returns:
             Five (B, channels[i], h, w), all >= 0.
         """
+        return self._features((images - self.mean) / self.std)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Return the deepest features' means over the picture: (B, 3, H, W) in [0, 1] -> (B, channels[4])."""
+        return self.forward(images)[-1].mean((2, 3))
+
+    def _features(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
 
@@ -70,7 +63,7 @@ class AlexNet(Backbone):
             stride, padding = (4, 2) if index == 0 else (1, kernel // 2)
             self.convolutions.append(nn.Conv2d(source, outputs, kernel, stride=stride, padding=padding))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def _features(self, x: Tensor) -> list[Tensor]:
         features = []
         for index, convolution in enumerate(self.convolutions):
             if index in (1, 2):
@@ -99,7 +92,7 @@ class Vgg16(Backbone):
                 self.convolutions.append(nn.Conv2d(source, outputs, 3, padding=1))
                 source = outputs
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def _features(self, x: Tensor) -> list[Tensor]:
         features = []
         convolutions = iter(self.convolutions)
         for stage, number in enumerate(self._CONVOLUTIONS):
@@ -111,7 +104,14 @@ class Vgg16(Backbone):
         return features
 
 
-_FILES = {AlexNet: ("weights/alexnet.ckpt", "AlexNet_0"), Vgg16: ("weights/vgg16.ckpt", "VGG16_0")}
+BACKBONES: dict[str, type[Backbone]] = {"alex": AlexNet, "vgg": Vgg16}
+_FILES: dict[type[Backbone], tuple[str, str]] = {
+    AlexNet: ("weights/alexnet.ckpt", "AlexNet_0"),
+    Vgg16: ("weights/vgg16.ckpt", "VGG16_0"),
+}
+    AlexNet: ("weights/alexnet.ckpt", "AlexNet_0"),
+    Vgg16: ("weights/vgg16.ckpt", "VGG16_0"),
+}
 
 
 def load_weights(backbone: Backbone) -> list[Tensor]:
@@ -152,3 +152,16 @@ def _converted(backbone: Backbone, source: Path) -> Tensors:
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source} does not hold the weights of {network}: {error}") from error
     return tensors
+
+
+def load_backbone(network: str) -> Backbone:
+    """Return a trained network by itself, frozen and in eval mode, on the CPU.
+
+    Args:
+        network: "alex", or "vgg" (VGG16).
+
+    Raises: as `load_weights`.
+    """
+    backbone = BACKBONES[network]()
+    load_weights(backbone)
+    return backbone.eval().requires_grad_(False)

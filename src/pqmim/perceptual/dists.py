@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pqmim.errors import ModelError
-from pqmim.perceptual.backbones import IMAGENET_MEAN, IMAGENET_STD, Standardize, Vgg16, load_weights
+from pqmim.perceptual.backbones import Vgg16, load_weights
 from pqmim.perceptual.packages import DISTS, Tensors, converted_weights, package_file
 
 _STABILIZER = 1e-6  # c1 and c2 of the paper, as its authors' program has them
@@ -33,14 +33,13 @@ class Dists(nn.Module):
     def __init__(self, backbone: Vgg16, alpha: Tensor, beta: Tensor) -> None:
         super().__init__()
         self.backbone = backbone
-        self.standardize = Standardize(IMAGENET_MEAN, IMAGENET_STD)
         total = alpha.sum() + beta.sum()
         self.register_buffer("alpha", alpha / total)
         self.register_buffer("beta", beta / total)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The images, (B, 3, H, W) in [0, 1], and the backbone's features of them."""
-        return [images, *self.backbone(self.standardize(images))]
+        return [images, *self.backbone(images)]
 
     def distance(self, originals: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """Compare what `features` gave for B pictures each -> (B,); 0 for equal ones."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pqmim.perceptual.backbones import LPIPS_MEAN, LPIPS_STD, AlexNet, Backbone, Standardize, Vgg16, load_weights
+from pqmim.perceptual.backbones import BACKBONES, Backbone, load_weights
 
-_BACKBONES = {"alex": AlexNet, "vgg": Vgg16}
 _EPSILON = 1e-10
 
 
@@ -24,12 +23,11 @@ class Lpips(nn.Module):
     def __init__(self, backbone: Backbone, heads: Sequence[Tensor]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.standardize = Standardize(LPIPS_MEAN, LPIPS_STD)
         self.heads = nn.ParameterList([nn.Parameter(head) for head in heads])
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The backbone's features of (B, 3, H, W) images in [0, 1]; all that `distance` needs of a picture."""
-        features: list[Tensor] = self.backbone(self.standardize(images))
+        features: list[Tensor] = self.backbone(images)
         return features
 
     def distance(self, originals: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
@@ -55,7 +53,7 @@ def load_lpips(network: str) -> Lpips:
         MissingExtraError: the package with the weights is not installed.
         ModelError: its weights cannot be used.
     """
-    backbone = _BACKBONES[network]()
+    backbone = BACKBONES[network]()
     return Lpips(backbone, load_weights(backbone)).eval().requires_grad_(False)
 
 
