@@ -109,9 +109,6 @@ _FILES: dict[type[Backbone], tuple[str, str]] = {
     AlexNet: ("weights/alexnet.ckpt", "AlexNet_0"),
     Vgg16: ("weights/vgg16.ckpt", "VGG16_0"),
 }
-    AlexNet: ("weights/alexnet.ckpt", "AlexNet_0"),
-    Vgg16: ("weights/vgg16.ckpt", "VGG16_0"),
-}
 
 
 def load_weights(backbone: Backbone) -> list[Tensor]:
