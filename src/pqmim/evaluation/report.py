@@ -18,6 +18,7 @@ from pqmim.evaluation.dataset import find_images
 from pqmim.evaluation.image_codecs import ImageCodec
 from pqmim.evaluation.metrics import METRICS
 from pqmim.evaluation.pages import data_uri, page_part
+from pqmim.evaluation.perceptual import HIFIC_PATCH
 from pqmim.evaluation.pixel_metrics import Pixels, psnr_rgb
 from pqmim.evaluation.results import Curve, Evaluation, bd_rates
 from pqmim.image_io import load_picture
@@ -193,6 +194,8 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
     of_images = [key for key in keys if not METRICS[key].of_sets]
     fields = ("codec", "quality", "image", "bytes", "bpp", *of_images)
     facts = f"{evaluation.dataset}, {len(evaluation.images)} images; means over images, bits of files on disk"
+    if patches := {curve.num_patches for curve in curves if curve.num_patches is not None}:
+        facts += f"; KID over {max(patches)} patches of {HIFIC_PATCH} pixels, whiskers 95 % bootstrap over images"
     return {
         "facts": facts,
         "metrics": [
@@ -217,7 +220,11 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
                 "bpp": [round(bpp, 5) for bpp in curve.bpp],
                 "quality": list(curve.qualities) or None,
                 "values": {
-                    key: [round(value, 5) for value in plot_values(curve, key)] for key in keys if key in curve.metrics
+                    key: [_short(value) for value in plot_values(curve, key)] for key in keys if key in curve.metrics
+                },
+                "intervals": {
+                    key: [[_short(low), _short(high)] for low, high in intervals]
+                    for key, intervals in curve.intervals.items()
                 },
             }
             for curve in curves
@@ -228,8 +235,8 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
                     {
                         "name": name,
                         "percent": None if rate.percent is None else round(rate.percent, 3),
-                        "low": round(rate.low, 4),
-                        "high": round(rate.high, 4),
+                        "low": _short(rate.low),
+                        "high": _short(rate.high),
                     }
                     for name, rate in bd_rates(curves, base, key).items()
                 ]
@@ -244,6 +251,11 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
         ],
         "missing": dict(evaluation.missing),
     }
+
+
+def _short(value: float) -> float:
+    """Six significant digits, which keeps the page small."""
+    return float(f"{value:.6g}")
 
 
 def _page(title: str, content: Mapping[str, Any]) -> str:

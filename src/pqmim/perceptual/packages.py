@@ -54,6 +54,12 @@ def is_installed(package: WeightPackage) -> bool:
     return importlib.util.find_spec(package.module) is not None
 
 
+def require(package: WeightPackage) -> None:
+    """Raise MissingExtraError, which names the command that installs it, if a package is not there."""
+    if not is_installed(package):
+        raise MissingExtraError(package.requirement.partition("==")[0], command=INSTALL_COMMAND)
+
+
 def package_file(package: WeightPackage, name: str) -> Path:
     """Return a file of an installed package.
 
@@ -61,10 +67,9 @@ def package_file(package: WeightPackage, name: str) -> Path:
         MissingExtraError: the package is not installed.
         ModelError: it lacks the file.
     """
+    require(package)
     spec = importlib.util.find_spec(package.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(package.requirement.partition("==")[0], command=INSTALL_COMMAND)
-    for folder in spec.submodule_search_locations:
+    for folder in (spec and spec.submodule_search_locations) or ():
         if (file := Path(folder, name)).is_file():
             return file
     raise ModelError(f"the package {package.module} has no {name}: it is not {package.requirement}")
