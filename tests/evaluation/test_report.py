@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from stand_in_codec import StandInCodec, write_photos
 
 from pqmim.errors import ConfigError
@@ -20,7 +19,6 @@ from pqmim.evaluation.report import (
     MAX_PAGE_BYTES,
     ReportOptions,
     bd_rate_table,
-    match_bytes,
     write_report,
 )
 from pqmim.evaluation.results import Evaluation
@@ -145,15 +143,6 @@ def test_page_that_would_be_too_large(evaluation: Evaluation, tmp_path: Path, mo
     with pytest.raises(ConfigError, match="larger than 3 MB"):
         write_report(evaluation, options)
     assert not options.output.exists()
-
-
-def test_match_bytes():
-    codec = reference_codec("jpeg")
-    image = Image.radial_gradient("L").convert("RGB")
-    for target in (1500, 2500):
-        assert len(match_bytes(codec, image, target)) == pytest.approx(target, rel=0.05)
-    smallest = len(codec.encode(image, codec.qualities[0]))
-    assert len(match_bytes(codec, image, 10)) == smallest
 
 
 def test_figures(evaluation: Evaluation, tmp_path: Path):

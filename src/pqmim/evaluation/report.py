@@ -16,6 +16,7 @@ from pqmim.errors import ConfigError
 from pqmim.evaluation.curve_style import MAX_PLOTTED_BPP, curve_colors, is_plotted, plot_label, plot_values
 from pqmim.evaluation.dataset import find_images
 from pqmim.evaluation.image_codecs import ImageCodec
+from pqmim.evaluation.matching import SizeMatcher
 from pqmim.evaluation.metrics import METRICS
 from pqmim.evaluation.pages import data_uri, page_part
 from pqmim.evaluation.perceptual import HIFIC_PATCH
@@ -25,7 +26,6 @@ from pqmim.image_io import load_picture
 
 MAX_PAGE_BYTES = 3_000_000
 EMBEDDED_QUALITIES = (92, 85, 75, 60, 40)  # of WebP; the first that keeps the page below the limit
-MATCHING_STEPS = 7  # bisections of a reference codec's quality
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,6 @@ def bd_rate_table(evaluation: Evaluation, *, anchor: str | None = None, key: str
     return "\n".join(lines) + "\n"
 
 
-def match_bytes(codec: ImageCodec, image: Image.Image, target: int) -> bytes:
-    """Encode an image into a file as near to `target` bytes as the codec's quality scale allows."""
-    low, high = codec.qualities[0], codec.qualities[-1]
-    files = [codec.encode(image, low), codec.encode(image, high)]
-    for _ in range(MATCHING_STEPS):
-        middle = (low + high) / 2
-        files.append(codec.encode(image, middle))
-        if len(files[-1]) > target:
-            high = middle
-        else:
-            low = middle
-    return min(files, key=lambda data: abs(len(data) - target))
-
-
 @dataclass(frozen=True)
 class _Version:
     """An image as one codec gives it back; `size` in bytes is None for the original."""
@@ -177,7 +163,7 @@ def _pictures(evaluation: Evaluation, options: ReportOptions) -> list[_Picture]:
             data = (folder / f"{name}.{subject.extension}").read_bytes()
             versions = [_Version("original", original, None, None), _version(subject, data, original)]
             for codec in references:
-                versions.append(_version(codec, match_bytes(codec, image, len(data)), original))
+                versions.append(_version(codec, SizeMatcher(codec, image).match(len(data))[1], original))
             pictures.append(_Picture(f"{name}, {row['bpp']:.2f} bpp", tuple(versions)))
     return pictures
 
