@@ -42,6 +42,7 @@ from pqmim.evaluation.matching import SizeMatcher
 from pqmim.evaluation.perceptual import HIFIC_PATCH, hific_patches
 from pqmim.evaluation.pixel_metrics import Pixels, psnr_rgb, to_batch
 from pqmim.evaluation.pqmim_codec import PqmimCodec
+from pqmim.evaluation.published import published_perceptual_table
 from pqmim.evaluation.reference_codecs import reference_codec
 from pqmim.evaluation.results import write_bytes
 from pqmim.image_io import load_picture
@@ -228,7 +229,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             if row["rate"] == rate
         ]
         text += f"At {rate:g} bits per pixel:\n\n{table(header, lines)}\n"
-    return text
+    return text + f"Published, by another protocol, not to be compared:\n\n{published_perceptual_table('clic2020')}"
 
 
 def parse_decoder(text: str) -> tuple[str, float | None]:
