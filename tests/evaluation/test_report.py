@@ -2,12 +2,10 @@
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from browsers import CHROMIUM, visit
 from stand_in_codec import StandInCodec, write_photos
 
 from pqmim.errors import ConfigError
@@ -20,15 +18,9 @@ from pqmim.evaluation.report import (
     MAX_PAGE_BYTES,
     ReportOptions,
     bd_rate_table,
-    match_bytes,
     write_report,
 )
 from pqmim.evaluation.results import Evaluation
-
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
-    None,
-)
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +79,8 @@ def test_data_of_the_page(page: Path, evaluation: Evaluation):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1200, 390])
 def test_page_in_a_browser(page: Path, tmp_path: Path, width: int):
-    """A script at the end of the page does what a reader does; its findings are in the dumped document."""
-    visited = tmp_path / "visited.html"
-    script = Path(__file__).with_name("visit_report.js").read_text("utf-8")
-    visit = f'<pre id="findings"></pre><script>{script}</script></body>'
-    visited.write_text(page.read_text("utf-8").replace("</body>", visit), "utf-8")
-    command = [
-        str(CHROMIUM),
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"),
-        *("--virtual-time-budget=5000", "--dump-dom", visited.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'<pre id="findings">(.*?)</pre>', done.stdout)
-    findings = json.loads(found.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-
+    """A script at the end of the page does what a reader does."""
+    findings = visit(page, "visit_report.js", tmp_path, width=width)
     assert findings["curves"] == ["stand-in", "webp", "jpeg"]
     assert findings["hidden"] == ["stand-in", "jpeg"]
     assert findings["axis"] == ["bits per pixel", "MS-SSIM RGB (dB)"]
@@ -145,15 +124,6 @@ def test_page_that_would_be_too_large(evaluation: Evaluation, tmp_path: Path, mo
     with pytest.raises(ConfigError, match="larger than 3 MB"):
         write_report(evaluation, options)
     assert not options.output.exists()
-
-
-def test_match_bytes():
-    codec = reference_codec("jpeg")
-    image = Image.radial_gradient("L").convert("RGB")
-    for target in (1500, 2500):
-        assert len(match_bytes(codec, image, target)) == pytest.approx(target, rel=0.05)
-    smallest = len(codec.encode(image, codec.qualities[0]))
-    assert len(match_bytes(codec, image, 10)) == smallest
 
 
 def test_figures(evaluation: Evaluation, tmp_path: Path):

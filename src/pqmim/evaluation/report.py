@@ -16,15 +16,16 @@ from pqmim.errors import ConfigError
 from pqmim.evaluation.curve_style import MAX_PLOTTED_BPP, curve_colors, is_plotted, plot_label, plot_values
 from pqmim.evaluation.dataset import find_images
 from pqmim.evaluation.image_codecs import ImageCodec
+from pqmim.evaluation.matching import SizeMatcher
 from pqmim.evaluation.metrics import METRICS
 from pqmim.evaluation.pages import data_uri, page_part
+from pqmim.evaluation.perceptual import HIFIC_PATCH
 from pqmim.evaluation.pixel_metrics import Pixels, psnr_rgb
 from pqmim.evaluation.results import Curve, Evaluation, bd_rates
 from pqmim.image_io import load_picture
 
 MAX_PAGE_BYTES = 3_000_000
 EMBEDDED_QUALITIES = (92, 85, 75, 60, 40)  # of WebP; the first that keeps the page below the limit
-MATCHING_STEPS = 7  # bisections of a reference codec's quality
 
 
 @dataclass(frozen=True)
@@ -103,20 +104,6 @@ def bd_rate_table(evaluation: Evaluation, *, anchor: str | None = None, key: str
     return "\n".join(lines) + "\n"
 
 
-def match_bytes(codec: ImageCodec, image: Image.Image, target: int) -> bytes:
-    """Encode an image into a file as near to `target` bytes as the codec's quality scale allows."""
-    low, high = codec.qualities[0], codec.qualities[-1]
-    files = [codec.encode(image, low), codec.encode(image, high)]
-    for _ in range(MATCHING_STEPS):
-        middle = (low + high) / 2
-        files.append(codec.encode(image, middle))
-        if len(files[-1]) > target:
-            high = middle
-        else:
-            low = middle
-    return min(files, key=lambda data: abs(len(data) - target))
-
-
 @dataclass(frozen=True)
 class _Version:
     """An image as one codec gives it back; `size` in bytes is None for the original."""
@@ -176,7 +163,7 @@ def _pictures(evaluation: Evaluation, options: ReportOptions) -> list[_Picture]:
             data = (folder / f"{name}.{subject.extension}").read_bytes()
             versions = [_Version("original", original, None, None), _version(subject, data, original)]
             for codec in references:
-                versions.append(_version(codec, match_bytes(codec, image, len(data)), original))
+                versions.append(_version(codec, SizeMatcher(codec, image).match(len(data))[1], original))
             pictures.append(_Picture(f"{name}, {row['bpp']:.2f} bpp", tuple(versions)))
     return pictures
 
@@ -193,6 +180,8 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
     of_images = [key for key in keys if not METRICS[key].of_sets]
     fields = ("codec", "quality", "image", "bytes", "bpp", *of_images)
     facts = f"{evaluation.dataset}, {len(evaluation.images)} images; means over images, bits of files on disk"
+    if patches := {curve.num_patches for curve in curves if curve.num_patches is not None}:
+        facts += f"; KID over {max(patches)} patches of {HIFIC_PATCH} pixels, whiskers 95 % bootstrap over images"
     return {
         "facts": facts,
         "metrics": [
@@ -217,7 +206,11 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
                 "bpp": [round(bpp, 5) for bpp in curve.bpp],
                 "quality": list(curve.qualities) or None,
                 "values": {
-                    key: [round(value, 5) for value in plot_values(curve, key)] for key in keys if key in curve.metrics
+                    key: [_short(value) for value in plot_values(curve, key)] for key in keys if key in curve.metrics
+                },
+                "intervals": {
+                    key: [[_short(low), _short(high)] for low, high in intervals]
+                    for key, intervals in curve.intervals.items()
                 },
             }
             for curve in curves
@@ -228,8 +221,8 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
                     {
                         "name": name,
                         "percent": None if rate.percent is None else round(rate.percent, 3),
-                        "low": round(rate.low, 4),
-                        "high": round(rate.high, 4),
+                        "low": _short(rate.low),
+                        "high": _short(rate.high),
                     }
                     for name, rate in bd_rates(curves, base, key).items()
                 ]
@@ -244,6 +237,11 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
         ],
         "missing": dict(evaluation.missing),
     }
+
+
+def _short(value: float) -> float:
+    """Six significant digits, which keeps the page small."""
+    return float(f"{value:.6g}")
 
 
 def _page(title: str, content: Mapping[str, Any]) -> str:

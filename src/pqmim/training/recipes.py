@@ -136,6 +136,60 @@ class EntropyTraining(Config):
     """Share of the steps in float; the rest simulates the integer arithmetic that codes files."""
 
 
+class PerceptualConfig(Config):
+    """What a decoder is trained by beside the squared error. Each term is added to sqrt(lambda * lambda_max) * MSE, the
+    MSE in grey levels squared, so that the squared error has about the same say at all rates."""
+
+    weight: float = Field(4.0, ge=0)
+    """Of the distance of features, in the stage `perceptual`."""
+    weight_with_adversary: float = Field(1.0, ge=0)
+    """The same in the stage `adversarial`."""
+    chroma_weight: float = Field(1.0, ge=0)
+    """Of the squared error of mean colors, in multiples of that of MSE."""
+    adversary: Literal["labels", "hinge"] = "labels"
+    """How the discriminator knows what was sent (`discriminator`)."""
+    adversary_weight: float = Field(0.02, ge=0)
+    """Of being taken for real."""
+    adversary_rate: float = Field(1.0, gt=0)
+    """Learning rate of the discriminator, in multiples of the stage's."""
+    adversary_delay: int = Field(200, ge=1)
+    """Steps over which the weight rises from zero, while the discriminator learns."""
+    labels: int = Field(1000, ge=2)
+    """Kinds of content that it tells."""
+    label_subquantizers: int = Field(16, ge=1)
+    """Leading sub-quantizers that make a kind."""
+    label_crops: int = Field(1500, ge=1)
+    """Crops whose positions the kinds are found in."""
+
+
+class DecoderTraining(Config):
+    """`pqmim train decoder`: a synthesis transform for the tokens of a trained model, which stay as they are."""
+
+    name: str = "custom"
+    """Name the decoder carries."""
+    description: str = ""
+    """One line shown by `pqmim models`."""
+    token_model: Path
+    """`tokenizer.safetensors` or model file: analysis and codebooks."""
+    start_from: Path
+    """The decoder that this one starts as, of at most its size."""
+    channels: tuple[int, int, int] | None = None
+    """At strides 4, 8 and 16; null = as `start_from`."""
+    blocks: tuple[int, int, int] | None = None
+    data: DataConfig
+    run: RunConfig
+    rate: RateRange = RateRange()
+    rate_emphasis: float = Field(1.0, ge=1)
+    """1 draws trade-offs evenly (in logarithms) over all that the codebooks serve; 2 makes the coarsest, which need a
+    decoder's imagination most, twice as frequent as on average, the finest rare."""
+    nested_share: float = Field(0.2, ge=0, le=1)
+    """Share of the samples that keep only a random number of leading sub-quantizers."""
+    distortion: StageConfig = StageConfig(steps=0, learning_rate=8e-4)
+    perceptual: StageConfig = StageConfig(steps=0, learning_rate=3e-4)
+    adversarial: StageConfig = StageConfig(steps=0, learning_rate=2e-4)
+    terms: PerceptualConfig = PerceptualConfig()
+
+
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 

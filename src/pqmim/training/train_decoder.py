@@ -1,0 +1,203 @@
+"""Train a decoder: a synthesis transform for tokens that stay as they are (docs/training.md).
+
+Up to three stages, each skipped if it has no steps:
+
+1. *distortion*: by squared error alone. A faithful decoder ends here.
+2. *perceptual*: squared error, mean colors, and a heavy distance of the features of a network trained on photographs.
+3. *adversarial*: a quarter of that weight, and an adversary that tells decoded pictures from photographs.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pqmim.config import AutoencoderConfig
+from pqmim.errors import ConfigError
+from pqmim.perceptual.efficientnet import load_efficientnet_lite0
+from pqmim.training.autoencoder import Synthesis, grow
+from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
+from pqmim.training.data import STAGE_STEPS, Sampler
+from pqmim.training.decoder_validation import SHIFTS, FeatureDistance, validate_decoder
+from pqmim.training.discriminator import Discriminator, fit_labels, leading_values
+from pqmim.training.losses import chroma_error, mean_squared_error
+from pqmim.training.recipes import DecoderTraining, StageConfig
+from pqmim.training.token_source import TokenSource
+from pqmim.training.train_tokenizer import NOT_IN_FACTS
+from pqmim.training.training_run import Draws, TrainingRun, fit, open_photos
+
+STAGES = ("distortion", "perceptual", "adversarial")
+KMEANS_ITERATIONS = 12
+
+
+class DecoderModule(nn.Module):
+    """What is trained: the decoder, and its adversary if it has one."""
+
+    def __init__(self, synthesis: Synthesis, discriminator: Discriminator | None) -> None:
+        super().__init__()
+        self.synthesis = synthesis
+        self.discriminator = discriminator
+
+
+def train(config: DecoderTraining, *, resume: str | Path | None = None) -> Path:
+    """Run all stages; returns the path of the decoder's file in the run folder.
+
+    Args:
+        config: recipe.
+        resume: None, "auto" or a checkpoint path (`TrainingRun.open`).
+
+    Raises:
+        ConfigError, ModelError, OutputError: unusable data, model, folder or checkpoint.
+        MissingExtraError: the network of features is not installed.
+        TimeIsUp: `run.max_minutes` is over before the end.
+    """
+    run = TrainingRun.open(config.run, resume)
+    photos = open_photos(run, config.data)
+    torch.manual_seed(config.run.seed)
+    tokenizer, _ = load_tokenizer(config.token_model)
+    start, sizes = starting_synthesis(config)
+    source = TokenSource(tokenizer.to(run.device), config, run)
+    discriminator = None
+    if config.adversarial.steps:
+        wanted, available = config.terms.label_subquantizers, tokenizer.config.quantizer.num_subquantizers
+        if wanted > available:
+            raise ConfigError(f"terms.label_subquantizers: {wanted}, but the model has {available} sub-quantizers")
+        channels = tokenizer.quantizer.boundaries[wanted]
+        discriminator = Discriminator(config.terms.adversary, channels, config.terms.labels)
+        if run.resumed is None:
+            values = sample_values(source, photos.sampler, config)
+            generator = torch.Generator().manual_seed(config.run.seed)
+            fit_labels(discriminator, values, KMEANS_ITERATIONS, generator)
+    start = start.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = DecoderModule(copy.deepcopy(start), discriminator)
+    module = module.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if run.resumed is not None:
+        module.load_state_dict(run.resumed["module"])
+    for stage in STAGES:
+        if getattr(config, stage).steps and not run.is_done(stage):
+            train_stage(run, config, stage, module, source, photos.sampler, photos.held_out, start)
+    path = config.run.output / "tokenizer.safetensors"
+    tokenizer.synthesis = module.synthesis
+    tokenizer.config = replace(tokenizer.config, autoencoder=sizes)
+    facts = {"recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS), **photos.facts}
+    save_tokenizer(path, tokenizer, facts)
+    return path
+
+
+def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, AutoencoderConfig]:
+    """The decoder to start from, grown to the recipe's sizes, and these.
+
+    Raises:
+        ConfigError: it is larger.
+    """
+    earlier, _ = load_tokenizer(config.start_from)
+    before = earlier.config.autoencoder
+    sizes = replace(
+        before,
+        synthesis_channels=config.channels or before.synthesis_channels or before.channels,
+        synthesis_blocks=config.blocks or before.synthesis_blocks or before.blocks,
+    )
+    synthesis = Synthesis(sizes)
+    try:
+        grow(synthesis, earlier.synthesis)
+    except ValueError as error:
+        raise ConfigError(f"{config.start_from}: start_from: the recipe has {error} than this decoder") from error
+    return synthesis, sizes
+
+
+def sample_values(source: TokenSource, sampler: Sampler, config: DecoderTraining) -> Tensor:
+    """What the leading sub-quantizers are decoded to at many positions: (n, C) float32 on the CPU."""
+    quantizer, parts = source.tokenizer.quantizer, []
+    for batch in range(-(-config.terms.label_crops // 8)):
+        x = sampler.batch(len(STAGES) * STAGE_STEPS + batch, 8)  # crops that no stage draws
+        sent = source.draw(x, Draws(config.run.seed, batch, 8, slice(None), x.device))
+        values = leading_values(quantizer, sent.z_q, config.terms.label_subquantizers)
+        parts.append(values.permute(0, 2, 3, 1).flatten(0, 2).cpu())
+    return torch.cat(parts)
+
+
+def train_stage(
+    run: TrainingRun,
+    config: DecoderTraining,
+    name: str,
+    module: DecoderModule,
+    source: TokenSource,
+    sampler: Sampler,
+    held_out: Tensor,
+    start: Synthesis,
+) -> None:
+    """One stage; leaves the averaged weights in `module`.
+
+    Args:
+        name: one of `STAGES`.
+        start: the decoder at the beginning, for comparison.
+    """
+    stage: StageConfig = getattr(config, name)
+    terms, quantizer, discriminator = config.terms, source.tokenizer.quantizer, module.discriminator
+    is_perceptual, is_adversarial = name != "distortion", name == "adversarial"
+    distance = FeatureDistance(load_efficientnet_lite0(), run) if is_perceptual else None
+    weight = terms.weight_with_adversary if is_adversarial else terms.weight
+
+    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        shift = torch.randint(0, SHIFTS + 1, (2,), generator=draws.generator).tolist()
+        sent = source.draw(x, draws)
+        with run.autocast():
+            x_hat = module.synthesis(sent.z_q)
+        found = {"mse": mean_squared_error(x_hat, x)}
+        # Errors fall about as 1 / sqrt(lambda): this weight gives every rate a like say.
+        fidelity = (config.rate.lambda_max * sent.lam).sqrt()
+        cost = fidelity * found["mse"]
+        if distance is not None:
+            found["chroma"] = chroma_error(x_hat, x)
+            found["features"] = distance(x_hat, x, shift)
+            cost = cost + terms.chroma_weight * fidelity * found["chroma"] + weight * found["features"]
+        if is_adversarial:
+            assert discriminator is not None
+            values = leading_values(quantizer, sent.z_q, terms.label_subquantizers)
+            discriminator.requires_grad_(False)
+            with run.autocast():
+                logits = discriminator(x_hat, values)
+            discriminator.requires_grad_(True)
+            with run.autocast():
+                real, decoded = discriminator(torch.cat([x, x_hat.detach()]), values.repeat(2, 1, 1, 1)).chunk(2)
+            found["taken_for_real"] = discriminator.decoder_loss(logits, values)
+            found["adversary"] = discriminator.own_loss(real, decoded, values)
+            rise = min(1.0, (step + 1) / terms.adversary_delay)
+            cost = cost + terms.adversary_weight * rise * found["taken_for_real"] + found["adversary"]
+        found["loss"] = cost
+        return {key: term.sum() / stage.batch_size for key, term in found.items()}
+
+    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(averaged, DecoderModule)
+        sheet = run.config.output / "samples" / f"{name}{step:06d}.png"
+        return validate_decoder(averaged.synthesis, start, source, held_out, distance, sheet)
+
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in module.synthesis.named_parameters() if n != "linear"]},
+        {"params": [module.synthesis.linear], "lr": 0.1},
+    ]
+    if is_adversarial:
+        assert discriminator is not None
+        groups.append({"params": list(discriminator.parameters()), "lr": terms.adversary_rate})
+    first = STAGES.index(name)
+    fit(
+        run,
+        name,
+        stage,
+        module,
+        groups,
+        crops=lambda step, part: sampler.batch(first * STAGE_STEPS + step, stage.batch_size, part),
+        losses=losses,
+        validate=validate,
+        done=STAGES[:first],
+        compiled=[
+            module.synthesis,
+            *([distance.network] if distance else []),
+            *([discriminator] if discriminator else []),
+        ],
+    )

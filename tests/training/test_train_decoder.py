@@ -1,0 +1,206 @@
+"""Training of decoders: stages, what each term is for, interruptions that leave no trace."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictures import synthetic_photo
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from training.test_training import logged, until_done
+from training.tiny_networks import TINY_TOKENIZER, make_tiny_tokenizer
+
+from pqmim.errors import ConfigError
+from pqmim.training import train_decoder
+from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
+from pqmim.training.discriminator import Discriminator, fit_labels, leading_values
+from pqmim.training.losses import chroma_error, feature_distance, grid_pattern, mean_squared_error
+from pqmim.training.recipes import DecoderTraining
+from pqmim.training.token_source import TokenSource
+from pqmim.training.training_run import Draws, TrainingRun
+
+
+class TinyFeatures(nn.Module):
+    """Stands in for a network trained on photographs: random filters at two depths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, stride=2)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.first(x)
+        return [first, self.second(first.relu())]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(10):
+        Image.fromarray(synthetic_photo(72 + index, 80, index)).save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokens") / "tokenizer.safetensors"
+    save_tokenizer(path, make_tiny_tokenizer(), {})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _tiny_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_decoder, "load_efficientnet_lite0", TinyFeatures)
+
+
+def decoder_config(photos: Path, tokens_file: Path, output: Path, **changes: Any) -> DecoderTraining:
+    stage = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1}
+    stage |= {"validate_every": 4, "ema_decay": 0.5}
+    terms = {"labels": 5, "label_subquantizers": 2, "label_crops": 16, "adversary_delay": 2}
+    settings: dict[str, Any] = {
+        "token_model": tokens_file,
+        "start_from": tokens_file,
+        "data": {"path": photos, "crop": 64, "validation_photos": 3},
+        "run": {"output": output, "device": "cpu", "bf16": False, **changes.pop("run", {})},
+        "perceptual": stage,
+        "adversarial": stage,
+        "terms": terms | changes.pop("terms", {}),
+    }
+    return DecoderTraining.model_validate(settings | changes)
+
+
+@pytest.fixture(scope="module")
+def decoder_file(photos: Path, tokens_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_decoder, "load_efficientnet_lite0", TinyFeatures)
+        return train_decoder.train(decoder_config(photos, tokens_file, tmp_path_factory.mktemp("runs") / "vivid"))
+
+
+def test_tokens_stay_and_the_decoder_changes(tokens_file: Path, decoder_file: Path) -> None:
+    before, after = load_file(tokens_file), load_file(decoder_file)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("tokenizer.synthesis.") for name in changed)
+
+
+def test_what_is_logged(decoder_file: Path) -> None:
+    names = {(stage, name) for stage, _, name, _ in logged(decoder_file.parent)}
+    both = {"loss", "mse", "chroma", "features", "gradient_norm"}
+    assert {(stage, name) for stage in ("perceptual", "adversarial") for name in both} <= names
+    assert {("adversarial", "adversary"), ("adversarial", "taken_for_real")} <= names
+    assert ("perceptual", "adversary") not in names
+    assert not any(stage == "distortion" for stage, _ in names)
+    validated = {name.partition("@")[0] for stage, name in names if name.startswith("validation/")}
+    assert validated == {f"validation/{name}" for name in ("psnr", "chroma", "pattern", "features")}
+    with Image.open(decoder_file.parent / "samples" / "adversarial000004.png") as sheet:
+        assert sheet.size == (3 * 64, 3 * 64)
+
+
+@pytest.mark.parametrize("adversary", ["labels", "hinge"])
+def test_interrupted_training_leaves_no_trace(
+    adversary: str, photos: Path, tokens_file: Path, decoder_file: Path, tmp_path: Path
+) -> None:
+    whole = decoder_file
+    if adversary == "hinge":
+        terms = {"adversary": "hinge"}
+        whole = train_decoder.train(decoder_config(photos, tokens_file, tmp_path / "whole", terms=terms))
+        assert not torch.equal(*(load_file(f)["tokenizer.synthesis.head.weight"] for f in (whole, decoder_file)))
+    run = {"max_minutes": 1e-9}
+    config = decoder_config(photos, tokens_file, tmp_path / "run", run=run, terms={"adversary": adversary})
+    assert until_done(train_decoder.train, config) >= 6
+    expected, resumed = load_file(whole), load_file(tmp_path / "run" / whole.name)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+    assert logged(tmp_path / "run") == logged(whole.parent)
+
+
+def test_a_faithful_decoder_needs_no_network_of_features(
+    photos: Path, tokens_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(train_decoder, "load_efficientnet_lite0")
+    none = {"steps": 0}
+    stage = {"steps": 30, "batch_size": 4, "learning_rate": 2e-3, "warmup_steps": 2, "validate_every": 15}
+    changes = {"distortion": stage, "perceptual": none, "adversarial": none, "channels": (12, 8, 16)}
+    config = decoder_config(photos, tokens_file, tmp_path, **changes)
+    larger, _ = load_tokenizer(train_decoder.train(config))
+    assert larger.config.autoencoder.synthesis_channels == (12, 8, 16)
+    psnr = {(step, name): float(value) for _, step, name, value in logged(tmp_path) if name.startswith("validation/ps")}
+    assert len(psnr) == 6
+    assert sum(v for (step, _), v in psnr.items() if step == "30") > sum(
+        v for (step, _), v in psnr.items() if step == "15"
+    )
+
+
+def test_decoders_that_do_not_fit_are_refused(photos: Path, tokens_file: Path, tmp_path: Path) -> None:
+    for changes, complaint in (
+        ({"channels": (4, 8, 16)}, f"{tokens_file}: start_from: the recipe has fewer channels than this decoder"),
+        ({"terms": {"label_subquantizers": 4}}, "terms.label_subquantizers: 4, but the model has 3 sub-quantizers"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            train_decoder.train(decoder_config(photos, tokens_file, tmp_path, **changes), resume="auto")
+
+
+def test_trade_offs_lean_to_the_coarse(photos: Path, tokens_file: Path, tmp_path: Path) -> None:
+    tokenizer = make_tiny_tokenizer()
+    config = decoder_config(photos, tokens_file, tmp_path, rate_emphasis=2.0, nested_share=0.0)
+    source = TokenSource(tokenizer, config, TrainingRun.open(config.run, None))
+    x = torch.rand(64, 3, 32, 32)
+    sent = source.draw(x, Draws(0, 0, 64, slice(None), x.device))
+    low, high = tokenizer.quantizer.w_range()
+    middle = source.send(x[:1], torch.tensor([(low * high) ** 0.5])).lam
+    assert 0.65 < (sent.lam < middle).float().mean() < 0.85  # 3/4 of the square root of uniform numbers are above 1/2
+    cut = decoder_config(photos, tokens_file, tmp_path, nested_share=1.0)
+    sent = TokenSource(tokenizer, cut, source.run).draw(x, Draws(0, 0, 64, slice(None), x.device))
+    assert (sent.lam == cut.rate.lambda_min).float().mean() > 0.5
+
+
+def test_terms_see_what_they_are_for() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 32, 32)
+    assert float(chroma_error(x + 0.1, x).max()) < 1e-6  # grey
+    red = x + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
+    assert torch.allclose(chroma_error(red, x), torch.full((2,), 25.5**2 * (0.5**2 + 0.168736**2) / 2), rtol=1e-4)
+    assert torch.allclose(mean_squared_error(red, x), torch.full((2,), 25.5**2 / 3), rtol=1e-4)
+    steps = torch.zeros(4, 4)
+    steps[0, 0] = 16 / 255
+    pattern = x + steps.repeat(8, 8)
+    assert float(grid_pattern(pattern, x)) == pytest.approx(16 * (15 / 256) ** 0.5 * 16**0.5 / 4, rel=1e-3)
+    assert float(grid_pattern(x + 0.1, x)) < 1e-3
+    features = [torch.randn(2, 4, 5, 5), torch.randn(2, 6, 3, 3)]
+    assert float(feature_distance([2 * f for f in features], features).max()) < 1e-6
+    assert torch.allclose(feature_distance([-f for f in features], features), torch.full((2,), 4.0))
+
+
+@pytest.mark.parametrize("kind", ["labels", "hinge"])
+def test_what_a_discriminator_is_rewarded_for(kind: Any) -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(kind, 3, 7)
+    values = torch.randn(2, 3, 4, 6)
+    fit_labels(discriminator, torch.randn(500, 3), 4, torch.Generator().manual_seed(0))
+    logits = discriminator(torch.rand(2, 3, 64, 96), values)
+    assert logits.shape == (2, 8 if kind == "labels" else 1, 8, 12)
+    if kind == "labels":
+        labels = discriminator.labels(values)
+        assert torch.equal(labels[:, ::2, ::2], labels[:, 1::2, 1::2])
+        distances = (values[0, :, 1, 2] / discriminator.scale - discriminator.centers).square().sum(1)
+        assert labels[0, 2, 5] == distances.argmin()
+        right = 20 * torch.eye(8)[labels].permute(0, 3, 1, 2)
+        decoded = torch.zeros_like(right)
+        decoded[:, -1] = 20
+    else:
+        right, decoded = torch.full((2, 1, 8, 12), 2.0), torch.full((2, 1, 8, 12), -2.0)
+    assert float(discriminator.own_loss(right, decoded, values).max()) < 1e-4
+    assert float(discriminator.own_loss(decoded, right, values).min()) > 3
+    assert (discriminator.decoder_loss(right, values) < discriminator.decoder_loss(decoded, values)).all()
+
+
+def test_leading_values_are_those_of_the_leading_runs() -> None:
+    quantizer = make_tiny_tokenizer().quantizer
+    z_q = torch.randn(1, TINY_TOKENIZER.autoencoder.latent_channels, 2, 2)
+    values = leading_values(quantizer, z_q, 2)
+    assert values.shape[1] == quantizer.boundaries[2]
+    assert torch.equal(values, z_q[:, quantizer.order[: quantizer.boundaries[2]]])
