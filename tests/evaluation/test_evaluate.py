@@ -260,8 +260,10 @@ def test_a_model_from_files_to_page(options: EvaluationOptions, tiny_model: Path
 
 
 def test_names_of_models():
-    assert PqmimCodec("small").name == "pqmim-small"
-    assert PqmimCodec("runs/wide/model.safetensors").name == "pqmim-wide"
+    assert PqmimCodec().name == "pqmim (fine)"
+    assert PqmimCodec(decoder="fast").name == "pqmim (fast)"
+    assert PqmimCodec(decoder="vivid", realism=0.5).name == "pqmim (vivid 0.5)"
+    assert PqmimCodec("runs/wide/model.safetensors").name == "pqmim wide (fine)"
     assert PqmimCodec("runs/wide/model.safetensors", label="ours").name == "ours"
 
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from training.test_training import logged, until_done
 from training.tiny_networks import TINY_TOKENIZER, make_tiny_tokenizer
 
-from pqmim.errors import ConfigError
+from pqmim.decoder_files import load_decoder
+from pqmim.errors import ConfigError, ModelError
 from pqmim.training import train_decoder
 from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
 from pqmim.training.discriminator import Discriminator, fit_labels, leading_values
+from pqmim.training.export import export_decoder
 from pqmim.training.losses import chroma_error, feature_distance, grid_pattern, mean_squared_error
 from pqmim.training.recipes import DecoderTraining
 from pqmim.training.token_source import TokenSource
@@ -85,7 +87,36 @@ def test_tokens_stay_and_the_decoder_changes(tokens_file: Path, decoder_file: Pa
     before, after = load_file(tokens_file), load_file(decoder_file)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
-    assert all(name.startswith("tokenizer.synthesis.") for name in changed)
+    assert all(name.startswith("synthesis.") for name in changed)
+
+
+def test_a_decoder_for_a_token_model(photos: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """What it is fine-tuned from is its faithful decoder; a decoder that grows has none."""
+    fine = load_decoder(tiny_model / "fine.safetensors")
+    config = decoder_config(photos, tiny_model, tmp_path / "a", name="mine")
+    path = train_decoder.train(config)
+    assert path == tmp_path / "a" / "mine.safetensors"
+    decoder = load_decoder(path)
+    assert (decoder.name, decoder.token_model, decoder.config) == ("mine", fine.token_model, fine.config)
+    assert decoder.faithful == fine.decoder_id != decoder.decoder_id
+    changes = {"start_from": tiny_model / "fast.safetensors", "channels": (12, 8, 16)}
+    larger = load_decoder(train_decoder.train(decoder_config(photos, tiny_model, tmp_path / "b", **changes)))
+    assert larger.faithful is None
+    assert larger.config.channels == (12, 8, 16)
+
+
+def test_a_decoder_that_was_there_before_the_entropy_model(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer, _ = load_tokenizer(tiny_model, "fast")
+    save_tokenizer(tmp_path / "t.safetensors", tokenizer, {"photos": 6})
+    decoder_id = export_decoder(tmp_path / "t.safetensors", tmp_path / "d.safetensors", tiny_model, "later")
+    decoder, fast = load_decoder(tmp_path / "d.safetensors"), load_decoder(tiny_model / "fast.safetensors")
+    assert decoder.decoder_id == decoder_id == fast.decoder_id
+    assert (decoder.name, decoder.token_model, decoder.facts) == ("later", fast.token_model, {"photos": 6})
+    with torch.no_grad():
+        tokenizer.quantizer.codebook += 1
+    save_tokenizer(tmp_path / "other.safetensors", tokenizer, {})
+    with pytest.raises(ModelError, match="other codebooks than those of the token model tiny"):
+        export_decoder(tmp_path / "other.safetensors", tmp_path / "d.safetensors", tiny_model, "other")
 
 
 def test_what_is_logged(decoder_file: Path) -> None:
@@ -109,7 +140,7 @@ def test_interrupted_training_leaves_no_trace(
     if adversary == "hinge":
         terms = {"adversary": "hinge"}
         whole = train_decoder.train(decoder_config(photos, tokens_file, tmp_path / "whole", terms=terms))
-        assert not torch.equal(*(load_file(f)["tokenizer.synthesis.head.weight"] for f in (whole, decoder_file)))
+        assert not torch.equal(*(load_file(f)["synthesis.head.weight"] for f in (whole, decoder_file)))
     run = {"max_minutes": 1e-9}
     config = decoder_config(photos, tokens_file, tmp_path / "run", run=run, terms={"adversary": adversary})
     assert until_done(train_decoder.train, config) >= 6

@@ -23,6 +23,7 @@ from pqmim.config import AutoencoderConfig, TokenizerConfig
 from pqmim.decoder_files import SYNTHESIS_PREFIX, DecoderFile, check_fits, find_decoder, load_decoder
 from pqmim.errors import ModelError, OutputError
 from pqmim.model_files import (
+    DECODER_FORMAT,
     DTYPES,
     GRAPH_PREFIX,
     MODEL_FILE,
@@ -31,6 +32,7 @@ from pqmim.model_files import (
     TOKENIZER_FORMAT,
     Graph,
     content_hash,
+    find_model,
     load_model,
     parse_tensors,
     read_metadata,
@@ -171,6 +173,30 @@ def load_synthesis(path: Path) -> tuple[Synthesis, DecoderFile]:
     synthesis = Synthesis(decoder.config)
     _fill(synthesis, {name.removeprefix(SYNTHESIS_PREFIX): t for name, t in decoder.tensors.items()}, path)
     return synthesis.eval().to(memory_format=torch.channels_last), decoder  # type: ignore[call-overload]
+
+
+def load_any_synthesis(path: Path) -> tuple[Synthesis, bytes | None]:
+    """The synthesis of a decoder's file, of a token model's default decoder, or of a tokenizer, and the decoder's id.
+
+    Raises:
+        ModelError: missing, damaged, or none of these.
+    """
+    if path.is_dir() or path.name == MODEL_FILE:
+        path = find_decoder(None, find_model(path))
+    if read_metadata(path, TOKENIZER_FORMAT, DECODER_FORMAT)["format"] == TOKENIZER_FORMAT:
+        return load_tokenizer(path)[0].synthesis, None
+    synthesis, decoder = load_synthesis(path)
+    return synthesis, decoder.decoder_id
+
+
+def token_model_id(path: Path) -> bytes | None:
+    """Id of a token model, by its file or folder; None of a tokenizer, which has no entropy model.
+
+    Raises:
+        ModelError: missing, or neither of these.
+    """
+    metadata = read_metadata(path / MODEL_FILE if path.is_dir() else path, MODEL_FORMAT, TOKENIZER_FORMAT)
+    return bytes.fromhex(metadata["model_id"]) if metadata["format"] == MODEL_FORMAT else None
 
 
 def _tokenizer_of(settings: object, tensors: Mapping[str, NDArray[Any]], path: Path) -> Tokenizer:

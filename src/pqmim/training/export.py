@@ -1,8 +1,10 @@
 """From trained networks to the files of a token model and its decoders, and a command that renews their graphs.
 
     python -m pqmim.training.export IN OUT
+    python -m pqmim.training.export TOKENIZER OUT --for MODEL --name NAME
 
-gives the file of a token model or a decoder the graphs of today; its weights and its id stay.
+The first gives the file of a token model or a decoder the graphs of today; its weights and its id stay. The second
+makes a decoder for a token model of a synthesis that was trained before its entropy model was there.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pqmim.config import ModelConfig, QualityRange, TokensConfig
 from pqmim.decoder_files import SYNTHESIS_PREFIX, compute_decoder_id
-from pqmim.errors import PqmimError
+from pqmim.errors import ModelError, PqmimError
 from pqmim.fixed_point import (
     ACTIVATION_UNIT,
     ATTENTION_ONE,
@@ -41,11 +44,12 @@ from pqmim.model_files import (
     QUANTIZER_PREFIX,
     SUFFIX,
     compute_model_id,
+    find_model,
     load_model,
     read_metadata,
 )
 from pqmim.training.autoencoder import Analysis, Synthesis
-from pqmim.training.checkpoints import load_synthesis, stored, write_networks
+from pqmim.training.checkpoints import load_synthesis, load_tokenizer, stored, write_networks
 from pqmim.training.entropy_graphs import entropy_graphs
 from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.layers import QuantizableLinear, TransformerLayer, quantize_weight
@@ -192,6 +196,21 @@ def renew_graphs(source: Path, target: Path) -> bytes:
     return _write_model(target, model.name, model.config.as_dict(), model.tensors, analysis, model.facts)
 
 
+def export_decoder(source: Path, target: Path, model: Path, name: str) -> bytes:
+    """Write the synthesis of a tokenizer's file as a decoder for a token model; returns the decoder's id.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the tokenizer has other codebooks than the token model.
+        OutputError: it cannot be written.
+    """
+    tokenizer, facts = load_tokenizer(source)
+    loaded = load_model(find_model(model))
+    codebook = loaded.tensors[f"{QUANTIZER_PREFIX}codebook"]
+    if not np.array_equal(tokenizer.quantizer.codebook.detach().half().numpy(), codebook):
+        raise ModelError(f"{source}: other codebooks than those of the token model {loaded.name}")
+    return save_decoder(target, name, tokenizer.synthesis, loaded.model_id, facts)
+
+
 def _write_model(
     path: Path,
     name: str,
@@ -214,11 +233,18 @@ def _write_model(
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m pqmim.training.export", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", metavar="IN", type=Path, help="file of a token model or a decoder")
+    parser.add_argument("source", metavar="IN", type=Path, help="file of a token model, a decoder or a tokenizer")
     parser.add_argument("target", metavar="OUT", type=Path, help="file to write")
+    parser.add_argument("--for", dest="model", metavar="MODEL", type=Path, help="token model of a new decoder")
+    parser.add_argument("--name", help="of a new decoder")
     arguments = parser.parse_args()
+    if (arguments.model is None) != (arguments.name is None):
+        parser.error("--for and --name go together")
     try:
-        found = renew_graphs(arguments.source, arguments.target)
+        if arguments.model is None:
+            found = renew_graphs(arguments.source, arguments.target)
+        else:
+            found = export_decoder(arguments.source, arguments.target, arguments.model, arguments.name)
     except PqmimError as error:
         sys.exit(f"pqmim: {error}")
     print(f"{arguments.target}  {found.hex()}  {arguments.target.stat().st_size:,} B")

@@ -170,9 +170,10 @@ class DecoderTraining(Config):
     description: str = ""
     """One line shown by `pqmim models`."""
     token_model: Path
-    """`tokenizer.safetensors` or model file: analysis and codebooks."""
+    """Folder or file of a token model; or `tokenizer.safetensors`, if the entropy model is still to be trained: then a
+    file of that kind is written, which `python -m pqmim.training.export` makes a decoder of."""
     start_from: Path
-    """The decoder that this one starts as, of at most its size."""
+    """The decoder that this one starts as, of at most its size: its file, or one of the above."""
     channels: tuple[int, int, int] | None = None
     """At strides 4, 8 and 16; null = as `start_from`."""
     blocks: tuple[int, int, int] | None = None

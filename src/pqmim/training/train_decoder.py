@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from pqmim.config import AutoencoderConfig
 from pqmim.errors import ConfigError
+from pqmim.model_files import SUFFIX
 from pqmim.perceptual.efficientnet import load_efficientnet_lite0
 from pqmim.training.autoencoder import Synthesis, grow
-from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
+from pqmim.training.checkpoints import load_any_synthesis, load_tokenizer, save_tokenizer, token_model_id
 from pqmim.training.data import STAGE_STEPS, Sampler
 from pqmim.training.decoder_validation import SHIFTS, FeatureDistance, validate_decoder
 from pqmim.training.discriminator import Discriminator, fit_labels, leading_values
+from pqmim.training.export import save_decoder
 from pqmim.training.losses import chroma_error, mean_squared_error
 from pqmim.training.recipes import DecoderTraining, StageConfig
 from pqmim.training.token_source import TokenSource
@@ -60,7 +62,7 @@ def train(config: DecoderTraining, *, resume: str | Path | None = None) -> Path:
     photos = open_photos(run, config.data)
     torch.manual_seed(config.run.seed)
     tokenizer, _ = load_tokenizer(config.token_model)
-    start, sizes = starting_synthesis(config)
+    start, faithful = starting_synthesis(config)
     source = TokenSource(tokenizer.to(run.device), config, run)
     discriminator = None
     if config.adversarial.steps:
@@ -81,33 +83,43 @@ def train(config: DecoderTraining, *, resume: str | Path | None = None) -> Path:
     for stage in STAGES:
         if getattr(config, stage).steps and not run.is_done(stage):
             train_stage(run, config, stage, module, source, photos.sampler, photos.held_out, start)
-    path = config.run.output / "tokenizer.safetensors"
-    tokenizer.synthesis = module.synthesis
-    tokenizer.config = replace(tokenizer.config, autoencoder=sizes)
-    facts = {"recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS), **photos.facts}
-    save_tokenizer(path, tokenizer, facts)
+    facts = {
+        "description": config.description,
+        "recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS),
+        **photos.facts,
+    }
+    model_id = token_model_id(config.token_model)
+    if model_id is None:  # the entropy model is still to be trained
+        path = config.run.output / "tokenizer.safetensors"
+        tokenizer.synthesis = module.synthesis
+        sizes = AutoencoderConfig.of(tokenizer.config.autoencoder.analysis, module.synthesis.config)
+        tokenizer.config = replace(tokenizer.config, autoencoder=sizes)
+        save_tokenizer(path, tokenizer, facts)
+        return path
+    path = config.run.output / f"{config.name}{SUFFIX}"
+    save_decoder(path, config.name, module.synthesis, model_id, facts, faithful=faithful)
     return path
 
 
-def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, AutoencoderConfig]:
-    """The decoder to start from, grown to the recipe's sizes, and these.
+def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, bytes | None]:
+    """The decoder to start from, grown to the recipe's sizes.
+
+    Returns:
+        The synthesis; the id of the decoder, if this one is fine-tuned from it for realism.
 
     Raises:
         ConfigError: it is larger.
     """
-    earlier, _ = load_tokenizer(config.start_from)
-    before = earlier.config.autoencoder
-    sizes = replace(
-        before,
-        synthesis_channels=config.channels or before.synthesis_channels or before.channels,
-        synthesis_blocks=config.blocks or before.synthesis_blocks or before.blocks,
-    )
+    earlier, decoder_id = load_any_synthesis(config.start_from)
+    before = earlier.config
+    sizes = replace(before, channels=config.channels or before.channels, blocks=config.blocks or before.blocks)
     synthesis = Synthesis(sizes)
     try:
-        grow(synthesis, earlier.synthesis)
+        grow(synthesis, earlier)
     except ValueError as error:
         raise ConfigError(f"{config.start_from}: start_from: the recipe has {error} than this decoder") from error
-    return synthesis, sizes
+    is_fine_tuned = not config.distortion.steps and sizes == before
+    return synthesis, decoder_id if is_fine_tuned else None
 
 
 def sample_values(source: TokenSource, sampler: Sampler, config: DecoderTraining) -> Tensor:
