@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from browsers import CHROMIUM, visit
-from stand_in_codec import StandInCodec, write_photos
+from stand_in_codec import StandInCodec, StandInDecoder, write_photos
 
 from pqmim.errors import ConfigError
 from pqmim.evaluation import report
@@ -74,6 +74,53 @@ def test_data_of_the_page(page: Path, evaluation: Evaluation):
     assert all(version["source"].startswith("data:image/webp;base64,") for version in picture["versions"])
     rates = {rate["name"]: rate["percent"] for rate in data["bd"]["psnr-rgb"]["jpeg"]}
     assert rates["stand-in"] > 0 > rates["webp"]
+
+
+def page_of_decoders(evaluation: Evaluation, file: Path) -> Path:
+    """The viewer shows a decoder with three realisms, given out of order."""
+    decoders = [StandInDecoder(name=f"bright@{realism:g}", realism=realism) for realism in (1.0, 0.0, 0.5)]
+    options = ReportOptions(
+        file,
+        dataset=evaluation.folders[0].parent / "photos",
+        codecs=(StandInCodec(), *decoders, reference_codec("webp")),
+        images=1,
+        bpp=(4.0,),
+    )
+    write_report(evaluation, options)
+    return file
+
+
+def test_other_decoders_show_the_same_file(evaluation: Evaluation, tmp_path: Path):
+    page = page_of_decoders(evaluation, tmp_path / "decoders.html")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL).group(1))
+    versions = data["pictures"][0]["versions"]
+    assert [(version["name"], version["realism"]) for version in versions] == [
+        ("original", None),
+        ("stand-in", None),
+        ("bright", 1.0),
+        ("bright", 0.0),
+        ("bright", 0.5),
+        ("webp", None),
+    ]
+    assert len({version["bytes"] for version in versions[1:5]}) == 1
+    psnr = {version["realism"]: version["psnr"] for version in versions[2:5]}
+    assert psnr[0.0] > psnr[0.5] > psnr[1.0]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_realism_slider_in_a_browser(evaluation: Evaluation, tmp_path: Path):
+    findings = visit(page_of_decoders(evaluation, tmp_path / "decoders.html"), "visit_realism.js", tmp_path, width=1200)
+    assert findings["names"] == ["original", "stand-in", "bright", "webp"]
+    assert findings["before"] == {"hidden": False, "value": "1", "caption": "bright, realism 1", "source": 2}
+    assert findings["lowest"] == {
+        "hidden": False,
+        "value": "0",
+        "caption": "bright, realism 0",
+        "source": 1,
+    }  # stand-in's
+    assert findings["middle"] == {"hidden": False, "value": "0.5", "caption": "bright, realism 0.5", "source": 4}
+    assert findings["without"]["hidden"]
+    assert findings["without"]["caption"] == "webp"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

@@ -15,7 +15,7 @@ from PIL import Image
 from pqmim.errors import ConfigError
 from pqmim.evaluation.curve_style import MAX_PLOTTED_BPP, curve_colors, is_plotted, plot_label, plot_values
 from pqmim.evaluation.dataset import find_images
-from pqmim.evaluation.image_codecs import ImageCodec
+from pqmim.evaluation.image_codecs import DecoderCodec, ImageCodec
 from pqmim.evaluation.matching import SizeMatcher
 from pqmim.evaluation.metrics import METRICS
 from pqmim.evaluation.pages import data_uri, page_part
@@ -37,7 +37,8 @@ class ReportOptions:
         title: heading.
         dataset: the images that were evaluated, for the viewer; None leaves the viewer out.
         codecs: able to decode the measured files; the first is the page's subject. Needed for the viewer.
-        references: names of the codecs in `codecs` that the viewer puts beside the subject, at equal bytes.
+        references: names of the codecs in `codecs` that the viewer puts beside the subject, at equal bytes. Other
+            decoders of the subject's files (`DecoderCodec`) are there always, several realisms of one behind a slider.
         anchor: curve that BD-rates are told against at first; by default published BPG, or the first curve.
         images: how many images the viewer shows, spread over the data set.
         bpp: rates that the viewer shows them at; the subject's measured point next to each is taken.
@@ -71,7 +72,8 @@ def write_report(evaluation: Evaluation, options: ReportOptions) -> int:
         content["pictures"] = [picture.embedded(webp_quality) for picture in pictures]
         content["view_note"] = (
             "The references were encoded anew to the same number of bytes as the first codec's file, as near "
-            "as their quality scales allow. To keep this page small, all pictures in it (the original too) "
+            "as their quality scales allow; other decoders show that very file. "
+            "To keep this page small, all pictures in it (the original too) "
             f"are embedded as WebP of quality {webp_quality}; bytes and PSNR are those of the real files."
         )
         page = _page(options.title, content).encode()
@@ -112,6 +114,7 @@ class _Version:
     pixels: Pixels
     size: int | None
     psnr: float | None
+    realism: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class _Picture:
                     "bytes": version.size,
                     "bpp": None if version.size is None else 8 * version.size / (width * height),
                     "psnr": version.psnr,
+                    "realism": version.realism,
                     "source": data_uri(version.pixels, webp_quality),
                 }
                 for version in self.versions
@@ -144,6 +148,7 @@ def _pictures(evaluation: Evaluation, options: ReportOptions) -> list[_Picture]:
     """Decode the subject's files and make the references' at equal bytes."""
     assert options.dataset is not None  # the caller looked
     subject, *others = options.codecs
+    decoders = [codec for codec in others if isinstance(codec, DecoderCodec) and codec.takes_files_of(subject)]
     references = [codec for codec in others if codec.name in options.references and codec.missing() is None]
     files = find_images(options.dataset)
     if files.keys() != evaluation.images.keys():
@@ -161,7 +166,8 @@ def _pictures(evaluation: Evaluation, options: ReportOptions) -> list[_Picture]:
             row = min((r for r in rows if r["image"] == name), key=lambda r: abs(r["bpp"] - bpp))
             folder = Path(row["folder"], "files", subject.name, f"{row['quality']:g}")
             data = (folder / f"{name}.{subject.extension}").read_bytes()
-            versions = [_Version("original", original, None, None), _version(subject, data, original)]
+            versions = [_Version("original", original, None, None)]
+            versions += [_version(codec, data, original) for codec in (subject, *decoders)]
             for codec in references:
                 versions.append(_version(codec, SizeMatcher(codec, image).match(len(data))[1], original))
             pictures.append(_Picture(f"{name}, {row['bpp']:.2f} bpp", tuple(versions)))
@@ -170,7 +176,8 @@ def _pictures(evaluation: Evaluation, options: ReportOptions) -> list[_Picture]:
 
 def _version(codec: ImageCodec, data: bytes, original: Pixels) -> _Version:
     pixels = np.asarray(codec.decode(data).convert("RGB"))
-    return _Version(codec.name, pixels, len(data), psnr_rgb(original, pixels))
+    name, realism = (codec.decoder_name, codec.realism) if isinstance(codec, DecoderCodec) else (codec.name, None)
+    return _Version(name, pixels, len(data), psnr_rgb(original, pixels), realism)
 
 
 def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anchor: Curve) -> dict[str, Any]:

@@ -161,9 +161,10 @@ function bdTable() {
 // ---- viewer
 
 let zoom = 0;  // 0 fits the page
+let realism = 1;
 function viewer() {
   const picture = data.pictures[$("picture").selectedIndex];
-  const names = picture.versions.map((v) => v.name);
+  const names = [...new Set(picture.versions.map((v) => v.name))];
   for (const [id, preferred] of [["left", 1], ["right", 2]]) {
     const before = $(id).value;
     $(id).replaceChildren(...names.map((n) => element("option", {}, n)));
@@ -172,13 +173,37 @@ function viewer() {
   pair();
 }
 
+/** Realisms that the pictures on the two sides are there at, rising; none for most codecs. */
+function strengths(picture) {
+  const names = ["left", "right"].map((id) => $(id).value);
+  const versions = picture.versions.filter((v) => names.includes(v.name) && v.realism !== null);
+  return [...new Set(versions.map((v) => v.realism))].sort((a, b) => a - b);
+}
+
+function slide() {
+  realism = strengths(data.pictures[$("picture").selectedIndex])[$("realism").value];
+  pair();
+}
+
+/** The version to show on a side: of one that has a realism, that which the slider says. */
+function chosen(picture, id) {
+  const versions = picture.versions.filter((v) => v.name === $(id).value);
+  return versions.reduce((best, v) => (Math.abs(v.realism - realism) < Math.abs(best.realism - realism) ? v : best));
+}
+
 function pair() {
   const picture = data.pictures[$("picture").selectedIndex];
+  const steps = strengths(picture);
+  $("strength").hidden = steps.length < 2;
+  $("realism").max = Math.max(0, steps.length - 1);
+  $("realism").value = Math.max(0, steps.indexOf(realism));
+  $("realismvalue").textContent = realism;
   for (const [id, image] of [["left", "over"], ["right", "under"]]) {
-    const version = picture.versions[$(id).selectedIndex];
+    const version = chosen(picture, id);
     $(image).src = version.source;
     const facts = version.bytes === null ? "" : `${bytes(version.bytes)}, ${version.bpp.toFixed(3)} bpp, ${version.psnr.toFixed(2)} dB`;
-    $(id + "facts").replaceChildren(element("b", {}, version.name), element("br"), facts);
+    const name = version.realism === null ? version.name : `${version.name}, realism ${version.realism}`;
+    $(id + "facts").replaceChildren(element("b", {}, name), element("br"), facts);
   }
   const ratio = window.devicePixelRatio || 1;
   const canvas = $("canvas");
@@ -256,6 +281,7 @@ if (data.pictures.length) {
   for (const id of ["left", "right"]) $(id).addEventListener("change", pair);
   tabs($("zoom"), [[0, "fit"], [1, "1:1"], [2, "2\u00d7"], [4, "4\u00d7"]], zoom, (value) => { zoom = value; pair(); });
   $("slider").addEventListener("input", wipe);
+  $("realism").addEventListener("input", slide);
   $("canvas").addEventListener("pointermove", dragWipe);
   $("canvas").addEventListener("pointerdown", dragWipe);
   viewer();
