@@ -38,7 +38,7 @@ def test_eval_compares_with_a_reference(folder: Path, tiny_model: Path) -> None:
     result = pqmim(*command, "--anchor", "jpeg")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "| codec | BD-rate against jpeg |" in result.stdout
-    assert f"| pqmim-{tiny_model.name} |" in result.stdout
+    assert f"| pqmim {tiny_model.name} (fine) |" in result.stdout
     made = files_below("out")
     assert {"evaluation.json", "per_image.csv", "report.html", "rd_psnr-rgb.svg"} <= set(made)
 

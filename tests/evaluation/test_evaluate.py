@@ -231,7 +231,7 @@ def test_a_model_from_files_to_page(options: EvaluationOptions, tiny_model: Path
     codec = PqmimCodec(str(tiny_model), "cpu", qualities=(10, 90))
     evaluation = run_evaluation(replace(options, codecs=(codec, *reference_codecs(["webp"]))))
     curve = evaluation.curves[0]
-    assert curve.name == f"pqmim-{tiny_model.name}"
+    assert curve.name == f"pqmim {tiny_model.name} (fine)"
     assert curve.description.endswith("device cpu")
     assert curve.bpp[0] < curve.bpp[1]
     file = options.output / "files" / curve.name / "10" / "photo0.png.pqm"
