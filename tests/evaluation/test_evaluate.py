@@ -297,3 +297,40 @@ sys.exit(", ".join({"torch", "pydantic", "omegaconf"} & set(sys.modules)) or 0)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_metrics_of_sets_have_intervals_and_are_computed_once(
+    options: EvaluationOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch = pytest.importorskip("torch")
+    patches: list[int] = []
+
+    def load(key: str):
+        def means_and_spreads(images: torch.Tensor) -> torch.Tensor:
+            patches.append(len(images))
+            return torch.cat([images.mean((2, 3)), 4 * images.std((2, 3))], dim=1)
+
+        return means_and_spreads
+
+    monkeypatch.setattr("pqmim.evaluation.evaluate.check_weights", lambda keys, weights: None)
+    monkeypatch.setattr("pqmim.evaluation.measurement.load_pooled", load)
+    write_photos(tmp_path / "large", number=4, size=(400, 390))
+    options = replace(options, dataset=tmp_path / "large", metrics=("psnr", "kid-alex"))
+    evaluation = run_evaluation(options)
+    results = results_of(options.output)["results"]
+    assert results["num-patches"] == [8, 8, 8]  # one at the origin, one shifted
+    assert len(set(results["kid-alex"])) == 3
+    for value, (low, high) in zip(results["kid-alex"], results["kid-alex-interval"], strict=True):
+        assert low <= value <= high
+    curve = evaluation.curves[0]
+    assert curve.num_patches == 8
+    assert curve.intervals["kid-alex"] == tuple(map(tuple, results["kid-alex-interval"]))
+    assert sum(patches) == 2 * 8 * 3
+    run_evaluation(options)
+    assert sum(patches) == 2 * 8 * 3
+
+    page = ReportOptions(options.output / "report.html")
+    write_report(evaluation, page)
+    text = page.output.read_text("utf-8")
+    assert "KID over 8 patches of 256 pixels, whiskers 95 % bootstrap over images" in text
+    assert '"KID (AlexNet, 256)"' in text
