@@ -41,7 +41,7 @@ from pqmim.evaluation.kid import Estimate, bootstrap_mean, kernel_distance
 from pqmim.evaluation.matching import SizeMatcher
 from pqmim.evaluation.perceptual import HIFIC_PATCH, hific_patches
 from pqmim.evaluation.pixel_metrics import Pixels, psnr_rgb, to_batch
-from pqmim.evaluation.pqmim_codec import PqmimCodec
+from pqmim.evaluation.pqmim_codec import PqmimCodec, parse_decoder
 from pqmim.evaluation.published import published_perceptual_table
 from pqmim.evaluation.reference_codecs import reference_codec
 from pqmim.evaluation.results import write_bytes
@@ -232,10 +232,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return text + f"Published, by another protocol, not to be compared:\n\n{published_perceptual_table('clic2020')}"
 
 
-def parse_decoder(text: str) -> tuple[str, float | None]:
-    """Read "vivid@0.5": a decoder, and how real its pictures are."""
-    name, _, realism = text.partition("@")
-    return name, float(realism) if realism else None
+def _decoders(model: str, names: Sequence[str], made_for: str) -> list[Candidate]:
+    """All decode the files of the first, which are made for one decoder."""
+    codecs = []
+    for text in names:
+        decoder, realism = parse_decoder(text)
+        codecs.append(PqmimCodec(model, "cpu", threads=1, decoder=decoder, realism=realism, made_for=made_for))
+    return [Candidate(codec.name, "pqmim", codec) for codec in codecs]
 
 
 def _reference(name: str) -> ImageCodec:
@@ -283,18 +286,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="*",
         default=["fine", "vivid@0", "vivid@0.5", "vivid@1"],
         metavar="DECODER[@REALISM]",
-        help="files are made for the first",
     )
+    parser.add_argument("--for", dest="made_for", default="fine", metavar="DECODER", help="whom the files are made for")
     parser.add_argument("--references", nargs="*", default=["heic", "avif", "webp"])
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4])
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images of each data set")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     candidates = [Candidate(name, name, _reference(name)) for name in options.references]
-    for text in reversed(options.decoders):
-        decoder, realism = parse_decoder(text)
-        codec = PqmimCodec(options.model, "cpu", threads=1, decoder=decoder, realism=realism)
-        candidates.insert(0, Candidate(f"pqmim-{text}", "pqmim", codec))
+    candidates = [*_decoders(options.model, options.decoders, options.made_for), *candidates]
     images = {
         f"{dataset.name}/{name}": file
         for dataset in options.datasets

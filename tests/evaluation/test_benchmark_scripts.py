@@ -263,5 +263,3 @@ def test_realism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     script.main(arguments)
     assert content(tmp_path / "out", "realism") == rows
     assert "At 1.5 bits per pixel:" in lines(tmp_path / "out", "realism")
-    assert script.parse_decoder("vivid@0.5") == ("vivid", 0.5)
-    assert script.parse_decoder("fine") == ("fine", None)
