@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
@@ -302,7 +302,7 @@ def fit(
             optimizer=optimizer.state_dict(),
         )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     quiet = not sys.stderr.isatty()
 
     def log(step: int, row: dict[str, float]) -> None:
@@ -322,7 +322,7 @@ def fit(
     last_save = time.monotonic()
     step = first
     with Progress(*columns, disable=quiet or not run.workers.is_main) as bar:
-        task = bar.add_task(name, total=stage.steps, completed=first)
+        task = bar.add_task(name, total=1.0, completed=progress)
         while progress < 1:
             factor = learning_rate_factor(stage, step, progress)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
@@ -360,10 +360,10 @@ def fit(
                     for network in compiled:
                         network.compile()
                 num_timed, timer = 0, time.monotonic()  # the first step is slower than the rest
-            bar.advance(task)
             step = completed = step + 1
             overtime, seconds = times.tolist()
             progress = stage_progress(stage, completed, seconds)
+            bar.update(task, description=f"{name}, step {completed}", completed=progress)
             if completed % stage.log_every == 0 or progress == 1:
                 row = {key: float(value) / num_summed for key, value in sums.items()}
                 if num_timed:
