@@ -322,7 +322,7 @@ def fit(
     last_save = time.monotonic()
     step = first
     with Progress(*columns, disable=quiet or not run.workers.is_main) as bar:
-        task = bar.add_task(name, total=1.0, completed=progress)
+        task = bar.add_task(name, total=1.0, completed=0)
         while progress < 1:
             factor = learning_rate_factor(stage, step, progress)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
