@@ -40,7 +40,7 @@ class StandInCodec:
 class StandInDecoder(StandInCodec):
     """Another decoder of the same files: brighter the higher its realism is."""
 
-    realism: float | None = None
+    strength: float | None = None
 
     @property
     def decoder_name(self) -> str:
@@ -50,7 +50,7 @@ class StandInDecoder(StandInCodec):
         return isinstance(other, StandInCodec)
 
     def decode(self, data: bytes) -> Image.Image:
-        bright = round(60 * (self.realism or 0))
+        bright = round(60 * (self.strength or 0))
         return Image.fromarray((np.asarray(super().decode(data)).astype(int) + bright).clip(0, 255).astype(np.uint8))
 
 

@@ -19,7 +19,7 @@ from pqmim.evaluation.benchmark import BenchmarkOptions, pqmim_factory, run_benc
 from pqmim.evaluation.evaluate import EvaluationOptions, parse_qualities, run_evaluation
 from pqmim.evaluation.measurement import Measurement
 from pqmim.evaluation.pixel_metrics import psnr_rgb
-from pqmim.evaluation.pqmim_codec import PqmimCodec
+from pqmim.evaluation.pqmim_codec import PqmimCodec, parse_decoder
 from pqmim.evaluation.reference_codecs import reference_codecs
 from pqmim.evaluation.report import ReportOptions, write_report
 from pqmim.evaluation.results import bd_rates, load_evaluations, without_timings
@@ -231,7 +231,7 @@ def test_a_model_from_files_to_page(options: EvaluationOptions, tiny_model: Path
     codec = PqmimCodec(str(tiny_model), "cpu", qualities=(10, 90))
     evaluation = run_evaluation(replace(options, codecs=(codec, *reference_codecs(["webp"]))))
     curve = evaluation.curves[0]
-    assert curve.name == f"pqmim {tiny_model.name} (fine)"
+    assert curve.name == f"pqmim-{tiny_model.name}"
     assert curve.description.endswith("device cpu")
     assert curve.bpp[0] < curve.bpp[1]
     file = options.output / "files" / curve.name / "10" / "photo0.png.pqm"
@@ -260,11 +260,39 @@ def test_a_model_from_files_to_page(options: EvaluationOptions, tiny_model: Path
 
 
 def test_names_of_models():
-    assert PqmimCodec().name == "pqmim (fine)"
-    assert PqmimCodec(decoder="fast").name == "pqmim (fast)"
-    assert PqmimCodec(decoder="vivid", realism=0.5).name == "pqmim (vivid 0.5)"
-    assert PqmimCodec("runs/wide/model.safetensors").name == "pqmim wide (fine)"
+    assert PqmimCodec().name == "pqmim-fine"
+    assert PqmimCodec(decoder="fast").name == "pqmim-fast"
+    half = PqmimCodec(decoder="vivid", realism=0.5)
+    assert (half.name, half.decoder_name) == ("pqmim-vivid@0.5", "pqmim-vivid")
+    assert PqmimCodec("runs/wide/model.safetensors").name == "pqmim-wide"
+    assert PqmimCodec("runs/wide", decoder="runs/wide/fast.safetensors").name == "pqmim-wide-fast"
     assert PqmimCodec("runs/wide/model.safetensors", label="ours").name == "ours"
+
+
+def test_decoders_as_they_are_named():
+    assert parse_decoder("fine") == ("fine", None)
+    assert parse_decoder("vivid@0.5") == ("vivid", 0.5)
+    assert parse_decoder("runs/a@b/vivid.safetensors@1") == ("runs/a@b/vivid.safetensors", 1.0)
+    assert parse_decoder("runs/a@b/vivid.safetensors") == ("runs/a@b/vivid.safetensors", None)
+
+
+def test_one_file_for_several_decoders(tiny_model: Path, options: EvaluationOptions):
+    """Files made for one decoder are the same whoever decodes them; the pictures are not."""
+    image = Image.open(next(options.dataset.iterdir())).convert("RGB")
+    fine = PqmimCodec(str(tiny_model), "cpu", decoder="fine")
+    data = fine.encode(image, 90)
+    assert PqmimCodec(str(tiny_model), "cpu", decoder="fast").encode(image, 90) != data
+    pictures = {np.asarray(fine.decode(data)).tobytes()}
+    for decoder, realism in (("fast", None), ("vivid", 0.5), ("vivid", 1.0)):
+        codec = PqmimCodec(str(tiny_model), "cpu", decoder=decoder, realism=realism, made_for="fine")
+        assert codec.takes_files_of(fine)
+        assert codec.encode(image, 90) == data
+        assert codec.strength == realism
+        assert "files made for fine" in codec.description()
+        pictures.add(np.asarray(codec.decode(data)).tobytes())
+    assert len(pictures) == 4
+    assert not fine.takes_files_of(StandInCodec())
+    assert PqmimCodec(str(tiny_model), decoder="vivid").strength == 1
 
 
 def test_model_that_is_not_there(options: EvaluationOptions):

@@ -78,7 +78,7 @@ def test_data_of_the_page(page: Path, evaluation: Evaluation):
 
 def page_of_decoders(evaluation: Evaluation, file: Path) -> Path:
     """The viewer shows a decoder with three realisms, given out of order."""
-    decoders = [StandInDecoder(name=f"bright@{realism:g}", realism=realism) for realism in (1.0, 0.0, 0.5)]
+    decoders = [StandInDecoder(name=f"bright@{realism:g}", strength=realism) for realism in (1.0, 0.0, 0.5)]
     options = ReportOptions(
         file,
         dataset=evaluation.folders[0].parent / "photos",

@@ -16,7 +16,14 @@ from pqmim.decoder_files import load_decoder
 from pqmim.errors import ConfigError, ModelError
 from pqmim.training import train_decoder
 from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
-from pqmim.training.discriminator import Discriminator, fit_labels, leading_values
+from pqmim.training.discriminator import (
+    Discriminator,
+    SentValues,
+    View,
+    fit_features,
+    fit_labels,
+    leading_values,
+)
 from pqmim.training.export import export_decoder
 from pqmim.training.losses import chroma_error, feature_distance, grid_pattern, mean_squared_error
 from pqmim.training.recipes import DecoderTraining
@@ -63,7 +70,7 @@ def _tiny_features(monkeypatch: pytest.MonkeyPatch) -> None:
 def decoder_config(photos: Path, tokens_file: Path, output: Path, **changes: Any) -> DecoderTraining:
     stage = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1}
     stage |= {"validate_every": 4, "ema_decay": 0.5}
-    terms = {"labels": 5, "label_subquantizers": 2, "label_crops": 16, "adversary_delay": 2}
+    terms = {"adversary": "labels", "labels": 5, "label_subquantizers": 2, "label_crops": 16, "adversary_delay": 2}
     settings: dict[str, Any] = {
         "token_model": tokens_file,
         "start_from": tokens_file,
@@ -99,6 +106,8 @@ def test_a_decoder_for_a_token_model(photos: Path, tiny_model: Path, tmp_path: P
     decoder = load_decoder(path)
     assert (decoder.name, decoder.token_model, decoder.config) == ("mine", fine.token_model, fine.config)
     assert decoder.faithful == fine.decoder_id != decoder.decoder_id
+    on = train_decoder.train(decoder_config(photos, tiny_model, tmp_path / "c", start_from=path))
+    assert load_decoder(on).faithful == fine.decoder_id
     changes = {"start_from": tiny_model / "fast.safetensors", "channels": (12, 8, 16)}
     larger = load_decoder(train_decoder.train(decoder_config(photos, tiny_model, tmp_path / "b", **changes)))
     assert larger.faithful is None
@@ -209,24 +218,40 @@ def test_terms_see_what_they_are_for() -> None:
 @pytest.mark.parametrize("kind", ["labels", "hinge"])
 def test_what_a_discriminator_is_rewarded_for(kind: Any) -> None:
     torch.manual_seed(0)
-    discriminator = Discriminator(kind, 3, 7)
-    values = torch.randn(2, 3, 4, 6)
+    discriminator = Discriminator(kind, [8, 8], 3, 7)
+    sent = SentValues(torch.randn(2, 3, 4, 6), top=3, left=8)
     fit_labels(discriminator, torch.randn(500, 3), 4, torch.Generator().manual_seed(0))
-    logits = discriminator(torch.rand(2, 3, 64, 96), values)
-    assert logits.shape == (2, 8 if kind == "labels" else 1, 8, 12)
+    x = torch.rand(2, 3, 56, 80)
+    view = View(x, TinyFeatures()(x))
+    fit_features(discriminator, view.features)
+    logits = discriminator(view, sent)
+    assert [tuple(head.shape) for head in logits] == [
+        (2, 8 if kind == "labels" else 1, *grid) for grid in ((14, 20), (13, 19), (13, 19))
+    ]
     if kind == "labels":
-        labels = discriminator.labels(values)
-        assert torch.equal(labels[:, ::2, ::2], labels[:, 1::2, 1::2])
-        distances = (values[0, :, 1, 2] / discriminator.scale - discriminator.centers).square().sum(1)
-        assert labels[0, 2, 5] == distances.argmin()
-        right = 20 * torch.eye(8)[labels].permute(0, 3, 1, 2)
-        decoded = torch.zeros_like(right)
-        decoded[:, -1] = 20
+        labels = discriminator.labels(sent.values)
+        distances = (sent.values[0, :, 1, 2] / discriminator.scale - discriminator.centers).square().sum(1)
+        assert labels[0, 1, 2] == distances.argmin()
+        right = [20 * torch.eye(8)[sent.on_grid(x, head, labels)].permute(0, 3, 1, 2) for head in logits]
+        decoded = [torch.zeros_like(head) for head in logits]
+        for head in decoded:
+            head[:, -1] = 20
     else:
-        right, decoded = torch.full((2, 1, 8, 12), 2.0), torch.full((2, 1, 8, 12), -2.0)
-    assert float(discriminator.own_loss(right, decoded, values).max()) < 1e-4
-    assert float(discriminator.own_loss(decoded, right, values).min()) > 3
-    assert (discriminator.decoder_loss(right, values) < discriminator.decoder_loss(decoded, values)).all()
+        right, decoded = (
+            [torch.full_like(head, 2.0) for head in logits],
+            [torch.full_like(head, -2.0) for head in logits],
+        )
+    assert float(discriminator.own_loss(view, right, decoded, sent).max()) < 1e-4
+    assert float(discriminator.own_loss(view, decoded, right, sent).min()) > 3
+    assert (discriminator.decoder_loss(view, right, sent) < discriminator.decoder_loss(view, decoded, sent)).all()
+
+
+def test_sent_values_lie_where_they_were_sent() -> None:
+    values = torch.arange(24.0).view(1, 1, 4, 6)
+    pixels, grid = torch.zeros(1, 3, 56, 80), torch.zeros(1, 1, 14, 20)  # the middle of every fourth pixel
+    beside = SentValues(values, top=5, left=8).on_grid(pixels, grid, values)
+    expected = [[6.0 * ((5 + 4 * y + 2) // 16) + (8 + 4 * x + 2) // 16 for x in range(20)] for y in range(14)]
+    assert beside[0, 0].tolist() == expected
 
 
 def test_leading_values_are_those_of_the_leading_runs() -> None:

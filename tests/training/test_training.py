@@ -495,7 +495,7 @@ def test_trade_offs_are_drawn_over_all_that_the_levels_serve() -> None:
 
 def test_learning_rate_warms_up_and_falls() -> None:
     stage = StageConfig(steps=100, warmup_steps=10, final_learning_rate=0.1)
-    factors = [learning_rate_factor(stage, step) for step in range(100)]
+    factors = [learning_rate_factor(stage, step, step / 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == max(factors) == 1
     assert factors[10:] == sorted(factors[10:], reverse=True)

@@ -62,8 +62,8 @@ class DecoderCodec(Protocol):
         """As `ImageCodec.name`, the same for all strengths of one decoder."""
 
     @property
-    def realism(self) -> float | None:
-        """Strength of a decoder that draws detail which was not sent, 0 to 1; None of others."""
+    def strength(self) -> float | None:
+        """Realism of a decoder that draws detail which was not sent, 0 to 1; None of others."""
 
     def takes_files_of(self, other: ImageCodec) -> bool:
         """Whether it decodes the other's files."""

@@ -176,7 +176,7 @@ def _pictures(evaluation: Evaluation, options: ReportOptions) -> list[_Picture]:
 
 def _version(codec: ImageCodec, data: bytes, original: Pixels) -> _Version:
     pixels = np.asarray(codec.decode(data).convert("RGB"))
-    name, realism = (codec.decoder_name, codec.realism) if isinstance(codec, DecoderCodec) else (codec.name, None)
+    name, realism = (codec.decoder_name, codec.strength) if isinstance(codec, DecoderCodec) else (codec.name, None)
     return _Version(name, pixels, len(data), psnr_rgb(original, pixels), realism)
 
 

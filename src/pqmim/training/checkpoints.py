@@ -176,7 +176,8 @@ def load_synthesis(path: Path) -> tuple[Synthesis, DecoderFile]:
 
 
 def load_any_synthesis(path: Path) -> tuple[Synthesis, bytes | None]:
-    """The synthesis of a decoder's file, of a token model's default decoder, or of a tokenizer, and the decoder's id.
+    """The synthesis of a decoder's file, of a token model's default decoder, or of a tokenizer, and the id of the
+    faithful decoder: its own, or that of the one it was fine-tuned from for realism.
 
     Raises:
         ModelError: missing, damaged, or none of these.
@@ -186,7 +187,7 @@ def load_any_synthesis(path: Path) -> tuple[Synthesis, bytes | None]:
     if read_metadata(path, TOKENIZER_FORMAT, DECODER_FORMAT)["format"] == TOKENIZER_FORMAT:
         return load_tokenizer(path)[0].synthesis, None
     synthesis, decoder = load_synthesis(path)
-    return synthesis, decoder.decoder_id
+    return synthesis, decoder.faithful or decoder.decoder_id
 
 
 def token_model_id(path: Path) -> bytes | None:

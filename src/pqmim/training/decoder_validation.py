@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pqmim.training.autoencoder import Synthesis
+from pqmim.training.discriminator import View
 from pqmim.training.losses import chroma_error, feature_distance, grid_pattern, mean_psnr, mean_squared_error
 from pqmim.training.token_source import TokenSource
 from pqmim.training.training_run import TrainingRun
@@ -22,8 +22,8 @@ FRACTIONS = (0.5, 0.75, 1.0)
 SHEET_FRACTION, SHEET_PHOTOS = 0.75, 8
 
 
-class FeatureDistance:
-    """Distance of pictures for a network of features.
+class FeatureNetwork:
+    """A trained network that looks at pictures.
 
     Args:
         network: (B, 3, H, W) in [0, 1] -> features at several depths; frozen.
@@ -34,14 +34,16 @@ class FeatureDistance:
         self.network = network.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.run = run
 
-    def __call__(self, x_hat: Tensor, x: Tensor, shift: Sequence[int] = (SHIFTS // 2, SHIFTS // 2)) -> Tensor:
-        """Compare pictures (B, 3, H, W) without a border, from row and column `shift` on: -> (B,) float32."""
-        (top, left), height, width = shift, x.shape[2] - SHIFTS, x.shape[3] - SHIFTS
-        decoded, original = (picture[..., top : top + height, left : left + width] for picture in (x_hat, x))
+    def look(self, pictures: Tensor, top: int = SHIFTS // 2, left: int = SHIFTS // 2) -> View:
+        """Look at pictures (B, 3, H, W) without a border, from row `top` and column `left` on."""
+        height, width = pictures.shape[2] - SHIFTS, pictures.shape[3] - SHIFTS
+        pixels = pictures[..., top : top + height, left : left + width]
         with self.run.autocast():
-            with torch.no_grad():
-                wanted = self.network(original)
-            return feature_distance(self.network(decoded), wanted)
+            return View(pixels, self.network(pixels))
+
+    def channels(self) -> list[int]:
+        """Of the features at each depth, finest first."""
+        return [f.shape[1] for f in self.look(torch.zeros(1, 3, 64, 64, device=self.run.device)).features]
 
 
 @torch.no_grad()
@@ -50,7 +52,7 @@ def validate_decoder(
     start: Synthesis,
     source: TokenSource,
     held_out: Tensor,
-    distance: FeatureDistance | None,
+    eyes: FeatureNetwork | None,
     sheet: Path,
 ) -> dict[str, float]:
     """Decode held-out crops at a few trade-offs.
@@ -73,8 +75,8 @@ def validate_decoder(
         for x, z_q in zip(held_out.split(8), latents, strict=True):
             with source.run.autocast():
                 parts.append(decoder(z_q).clamp(0, 1))
-            if distance is not None:
-                distances.append(distance(parts[-1], x))
+            if eyes is not None:
+                distances.append(feature_distance(eyes.look(parts[-1]).features, eyes.look(x).features))
         x_hat = torch.cat(parts)
         numbers = {
             "psnr": mean_psnr(mean_squared_error(x_hat, held_out)),

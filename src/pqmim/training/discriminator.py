@@ -1,15 +1,22 @@
-"""The adversary of a decoder's training: a small U-Net that knows what was sent, and labels of our own tokens.
+"""The adversary of a decoder's training: small heads on the features of a trained network, which know what was sent.
 
-What was sent can reach it in two ways. As *labels*, after Muckley et al. 2023, "Improving statistical fidelity for
-neural image compression with implicit local likelihood models" (MS-ILLM), arXiv:2301.11189: the network tells which of
-N kinds of content it sees at each position, or that it sees a decoded picture. The kinds are clusters of what the
-leading sub-quantizers of a position were decoded to, where that paper has the tokens of a network of its own. Or as an
-input, after Mentzer et al. 2020, "High-fidelity generative image compression" (HiFiC), arXiv:2006.09965: the sent
-values lie beside the features, and the network tells real from decoded by the hinge loss.
+A discriminator that has to learn to see from nothing learns slower than a decoder is fine-tuned. Judging by features
+of a network trained on photographs, which the distance of features needs anyhow, it learns within some hundred steps
+(Sauer et al. 2021, "Projected GANs converge faster", arXiv:2111.01007; differs: features as they are, no random
+mixing). One more head sees the pixels, and with them patterns that the network is blind to.
+
+What was sent can reach it in two ways. As an input beside the features, after Mentzer et al. 2020, "High-fidelity
+generative image compression" (HiFiC), arXiv:2006.09965; real is told from decoded by the hinge loss. Or as *labels*,
+after Muckley et al. 2023, "Improving statistical fidelity for neural image compression with implicit local likelihood
+models" (MS-ILLM), arXiv:2301.11189: it tells which of N kinds of content it sees at each position, or that it sees a
+decoded picture. The kinds are clusters of what the leading sub-quantizers of a position were decoded to, where that
+paper has the tokens of a network of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,98 +24,174 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from pqmim.config import STRIDE
 from pqmim.training.trainable_quantizer import TrainableQuantizer, fit_codebook
 
-Kind = Literal["labels", "hinge"]
+Kind = Literal["hinge", "labels"]
 
-WIDTHS = (48, 96, 160, 224)
-"""Channels at strides 2, 4, 8 and 16."""
-OUTPUT_STRIDE, SENT_STRIDE = 8, 16
-SENT_WIDTH = 32
-"""Channels that sent values are given where they are an input."""
+WIDTH = 64
+DEPTHS = 4
+"""Features that have a head, from the finest on; deeper ones see objects, not textures."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Pictures as the discriminator sees them.
+
+    Attributes:
+        pixels: (B, 3, H, W), in [0, 1] or nearly so.
+        features: (B, C, h, w) for each depth.
+    """
+
+    pixels: Tensor
+    features: Sequence[Tensor]
+
+    def detached(self) -> View:
+        """The same, nothing of which has a gradient."""
+        return View(self.pixels.detach(), [f.detach() for f in self.features])
+
+
+@dataclass(frozen=True)
+class SentValues:
+    """What was sent for these pictures.
+
+    Attributes:
+        values: (B, V, rows, columns) float32, of the leading sub-quantizers.
+        top, left: pixels of the decoded picture above and left of what is seen.
+    """
+
+    values: Tensor
+    top: int = 0
+    left: int = 0
+
+    def on_grid(self, pixels: Tensor, grid: Tensor, sent: Tensor) -> Tensor:
+        """Something per position, (B, ..., rows, columns), at the places of `grid`, (B, C, h, w), a map of `pixels`."""
+        rows, columns = (
+            ((torch.arange(count, device=sent.device) + 0.5) * side / count + start).long() // STRIDE
+            for count, side, start in zip(grid.shape[2:], pixels.shape[2:], (self.top, self.left), strict=True)
+        )
+        return sent[..., rows[:, None], columns]
+
+
+class Head(nn.Module):
+    """Judges features, at most every fourth pixel.
+
+    Args:
+        look: features -> (B, WIDTH, h, w).
+        num_values: V, sent values that lie beside them.
+        outputs: numbers for each place.
+    """
+
+    def __init__(self, look: nn.Module, num_values: int, outputs: int) -> None:
+        super().__init__()
+        self.look = look
+        self.judge = _convolution(WIDTH + num_values, WIDTH, 3)
+        self.say = nn.Conv2d(WIDTH, outputs, 1)  # not normalized: as certain as it likes
 
 
 class Discriminator(nn.Module):
-    """Judges pictures at stride 8, by features down to stride 16.
+    """Tells photographs from decoded pictures.
 
     Args:
         kind: how it learns what was sent.
-        num_values: C, values per position that it is told.
+        channels: of the features at each depth, finest first.
+        num_values: V, values per position that are sent.
         num_labels: N, kinds of content; of no effect on `hinge`.
 
     Attributes:
-        scale: (C,) float32, typical size of each sent value.
-        centers: (N, C) float32, of the clusters, in multiples of `scale`.
+        scale: (V,) float32, typical size of each sent value.
+        centers: (N, V) float32, of the clusters, in multiples of `scale`.
+        mean0, deviation0, ...: (C,) float32, of the features at a depth.
     """
 
     scale: Tensor
     centers: Tensor
 
-    def __init__(self, kind: Kind, num_values: int, num_labels: int) -> None:
+    def __init__(self, kind: Kind, channels: Sequence[int], num_values: int, num_labels: int) -> None:
         super().__init__()
         self.kind = kind
-        c2, c4, c8, c16 = WIDTHS
-        self.down2 = _convolution(3, c2, 4)
-        self.down4 = _convolution(c2, c4, 4)
-        self.same4 = _convolution(c4, c4, 3)
-        self.down8 = _convolution(c4, c8, 4)
-        self.down16 = _convolution(c8, c16, 4)
-        self.sent = _convolution(num_values, SENT_WIDTH, 1) if kind == "hinge" else None
-        self.up8 = _convolution(c16 + c8 + (SENT_WIDTH if kind == "hinge" else 0), c8, 3)
-        # Not normalized: what it says may be as certain as it is.
-        self.head = nn.Conv2d(c8, num_labels + 1 if kind == "labels" else 1, 1)
+        self.channels = tuple(channels[:DEPTHS])
+        has_labels = kind == "labels"
         self.register_buffer("scale", torch.ones(num_values))
-        self.register_buffer("centers", torch.zeros(num_labels if kind == "labels" else 0, num_values))
+        self.register_buffer("centers", torch.zeros(num_labels if has_labels else 0, num_values))
+        inputs, outputs = (0, num_labels + 1) if has_labels else (num_values, 1)
+        pixels = nn.Sequential(
+            _convolution(3, WIDTH // 2, 4), nn.LeakyReLU(0.2), _convolution(WIDTH // 2, WIDTH, 4), nn.LeakyReLU(0.2)
+        )
+        self.heads = nn.ModuleList([Head(pixels, inputs, outputs)])
+        for depth, count in enumerate(self.channels):
+            self.register_buffer(f"mean{depth}", torch.zeros(count))
+            self.register_buffer(f"deviation{depth}", torch.ones(count))
+            look = nn.Sequential(_convolution(count, WIDTH, 4 if depth == 0 else 1), nn.LeakyReLU(0.2))
+            self.heads.append(Head(look, inputs, outputs))
 
-    def forward(self, x: Tensor, values: Tensor) -> Tensor:
+    def forward(self, view: View, sent: SentValues) -> list[Tensor]:
         """Judge pictures.
 
-        Args:
-            x: (B, 3, H, W) float32, in [0, 1] or nearly so.
-            values: (B, C, H / 16, W / 16) float32, what was sent.
-
         Returns:
-            Logits at stride 8, (B, N + 1, H / 8, W / 8) of the labels and, last, of "decoded"; or (B, 1, H / 8, W / 8),
-            high for real.
+            Logits of each head: (B, N + 1, h, w) of the labels and, last, of "decoded"; or (B, 1, h, w), high for real.
         """
-        x4 = _rectified(self.same4(_rectified(self.down4(_rectified(self.down2(2 * x - 1))))))
-        x8 = _rectified(self.down8(x4))
-        features = [F.interpolate(_rectified(self.down16(x8)), scale_factor=2.0), x8]
-        if self.sent is not None:
-            sent = _rectified(self.sent(values / self.scale[:, None, None]))
-            features.append(F.interpolate(sent, scale_factor=2.0).to(x8.dtype))
-        return self.head(_rectified(self.up8(torch.cat(features, dim=1))))  # type: ignore[no-any-return]
+        inputs = [2 * view.pixels - 1]
+        for depth, features in enumerate(view.features[: len(self.channels)]):
+            mean, deviation = self.get_buffer(f"mean{depth}"), self.get_buffer(f"deviation{depth}")
+            inputs.append((features - mean[:, None, None]) / deviation[:, None, None])
+        logits = []
+        for head, entry in zip(self.heads, inputs, strict=True):
+            assert isinstance(head, Head)
+            seen = head.look(entry)
+            if self.kind == "hinge":
+                values = sent.on_grid(view.pixels, seen, sent.values / self.scale[:, None, None])
+                seen = torch.cat([seen, values.to(seen.dtype)], dim=1)
+            logits.append(head.say(F.leaky_relu(head.judge(seen), 0.2)))
+        return logits
 
     @torch.no_grad()
     def labels(self, values: Tensor) -> Tensor:
-        """Nearest cluster of what was sent, at the stride of the logits: (B, C, h, w) -> (B, 2 h, 2 w) int64."""
+        """Nearest cluster of what was sent: (B, V, rows, columns) float32 -> (B, rows, columns) int64."""
         places = (values / self.scale[:, None, None]).permute(0, 2, 3, 1)
         with torch.autocast(values.device.type, enabled=False):
-            nearest = torch.cdist(places.flatten(0, 2), self.centers).argmin(1).view(places.shape[:3])
-        ratio = SENT_STRIDE // OUTPUT_STRIDE
-        return nearest.repeat_interleave(ratio, dim=1).repeat_interleave(ratio, dim=2)
+            return torch.cdist(places.flatten(0, 2), self.centers).argmin(1).view(places.shape[:3])
 
-    def own_loss(self, real: Tensor, decoded: Tensor, values: Tensor) -> Tensor:
+    def own_loss(self, view: View, real: Sequence[Tensor], decoded: Sequence[Tensor], sent: SentValues) -> Tensor:
         """What the discriminator learns by, for logits of originals and of decoded pictures: -> (B,) float32."""
-        real, decoded = real.float(), decoded.float()
-        if self.kind == "hinge":
-            return (F.relu(1 - real) + F.relu(1 + decoded)).mean((1, 2, 3))
-        labels = self.labels(values)
-        is_decoded = torch.full_like(labels, len(self.centers))
-        losses = F.cross_entropy(real, labels, reduction="none")
-        losses = losses + F.cross_entropy(decoded, is_decoded, reduction="none")
-        return losses.mean((1, 2))
+        losses = []
+        labels = self.labels(sent.values) if self.kind == "labels" else None
+        for is_real, is_decoded in zip(real, decoded, strict=True):
+            if labels is None:
+                places = F.relu(1 - is_real.float()) + F.relu(1 + is_decoded.float())
+            else:
+                wanted = sent.on_grid(view.pixels, is_real, labels)
+                places = F.cross_entropy(is_real.float(), wanted, reduction="none")
+                fake = torch.full_like(wanted, len(self.centers))
+                places = places + F.cross_entropy(is_decoded.float(), fake, reduction="none")
+            losses.append(places.flatten(1).mean(1))
+        return torch.stack(losses).mean(0)
 
-    def decoder_loss(self, decoded: Tensor, values: Tensor) -> Tensor:
+    def decoder_loss(self, view: View, decoded: Sequence[Tensor], sent: SentValues) -> Tensor:
         """What the decoder learns by, for logits of decoded pictures: to be taken for real, (B,) float32."""
-        if self.kind == "hinge":
-            return -decoded.float().mean((1, 2, 3))
-        return F.cross_entropy(decoded.float(), self.labels(values), reduction="none").mean((1, 2))
+        losses = []
+        labels = self.labels(sent.values) if self.kind == "labels" else None
+        for is_decoded in decoded:
+            if labels is None:
+                places = -is_decoded.float()
+            else:
+                wanted = sent.on_grid(view.pixels, is_decoded, labels)
+                places = F.cross_entropy(is_decoded.float(), wanted, reduction="none")
+            losses.append(places.flatten(1).mean(1))
+        return torch.stack(losses).mean(0)
 
 
 def leading_values(quantizer: TrainableQuantizer, z_q: Tensor, num_subquantizers: int) -> Tensor:
-    """What the leading sub-quantizers of each position were decoded to: (B, D, h, w) -> (B, C, h, w)."""
+    """What the leading sub-quantizers of each position were decoded to: (B, D, h, w) -> (B, V, h, w)."""
     return z_q[:, quantizer.order[: quantizer.boundaries[num_subquantizers]]]
+
+
+@torch.no_grad()
+def fit_features(discriminator: Discriminator, features: Sequence[Tensor]) -> None:
+    """Set mean and deviation of the features at each depth, from some of training photos: (n, C, h, w) each."""
+    for depth, values in enumerate(features[: len(discriminator.channels)]):
+        discriminator.get_buffer(f"mean{depth}").copy_(values.float().mean((0, 2, 3)))
+        discriminator.get_buffer(f"deviation{depth}").copy_(values.float().std((0, 2, 3)).clamp_min(1e-6))
 
 
 @torch.no_grad()
@@ -116,7 +199,7 @@ def fit_labels(discriminator: Discriminator, values: Tensor, iterations: int, ge
     """Set the scale of the sent values, and find their clusters by k-means.
 
     Args:
-        values: (n, C) float32, of many positions of training photos, more than there are labels.
+        values: (n, V) float32, of many positions of training photos, more than there are labels.
         iterations: of k-means.
     """
     discriminator.scale.copy_(values.std(0).clamp_min(1e-6))
@@ -131,7 +214,3 @@ def fit_labels(discriminator: Discriminator, values: Tensor, iterations: int, ge
 def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Module:
     """Spectrally normalized (Miyato et al. 2018, arXiv:1802.05957); a kernel of 4 halves the sides."""
     return spectral_norm(nn.Conv2d(inputs, outputs, kernel, stride=2 if kernel == 4 else 1, padding=(kernel - 1) // 2))
-
-
-def _rectified(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2)

@@ -49,6 +49,9 @@ class StageConfig(Config):
     """One training loop."""
 
     steps: int = Field(10_000, ge=0)
+    minutes: float | None = Field(None, gt=0)
+    """End after so much training, all sittings together; the schedule follows the clock then, and `steps` is a bound.
+    null = steps alone count."""
     batch_size: int = Field(8, ge=1)
     """Samples of a step, over all processes and micro-batches."""
     accumulate: int = Field(1, ge=1)
@@ -75,6 +78,11 @@ class RunConfig(Config):
     compile: bool = False
     """`torch.compile` for the networks; worth its minutes of compiling on a GPU."""
     checkpoint_minutes: float = Field(3.0, gt=0)
+    copies: Path | None = None
+    """Folder that gets a half-precision copy of every checkpoint, without the optimizer's state; `--resume auto` goes
+    on from it where the checkpoint is gone. null = none."""
+    copies_mb: float = Field(16.0, gt=0)
+    """Most megabytes of a file of such a copy; a larger one is cut into parts."""
     max_minutes: float | None = None
     """Write a checkpoint and stop after this long; `--resume auto` goes on. null = no limit."""
 
@@ -146,7 +154,7 @@ class PerceptualConfig(Config):
     """The same in the stage `adversarial`."""
     chroma_weight: float = Field(1.0, ge=0)
     """Of the squared error of mean colors, in multiples of that of MSE."""
-    adversary: Literal["labels", "hinge"] = "labels"
+    adversary: Literal["hinge", "labels"] = "hinge"
     """How the discriminator knows what was sent (`discriminator`)."""
     adversary_weight: float = Field(0.02, ge=0)
     """Of being taken for real."""

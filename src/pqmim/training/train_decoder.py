@@ -24,10 +24,10 @@ from pqmim.perceptual.efficientnet import load_efficientnet_lite0
 from pqmim.training.autoencoder import Synthesis, grow
 from pqmim.training.checkpoints import load_any_synthesis, load_tokenizer, save_tokenizer, token_model_id
 from pqmim.training.data import STAGE_STEPS, Sampler
-from pqmim.training.decoder_validation import SHIFTS, FeatureDistance, validate_decoder
-from pqmim.training.discriminator import Discriminator, fit_labels, leading_values
+from pqmim.training.decoder_validation import SHIFTS, FeatureNetwork, validate_decoder
+from pqmim.training.discriminator import Discriminator, SentValues, fit_features, fit_labels, leading_values
 from pqmim.training.export import save_decoder
-from pqmim.training.losses import chroma_error, mean_squared_error
+from pqmim.training.losses import chroma_error, feature_distance, mean_squared_error
 from pqmim.training.recipes import DecoderTraining, StageConfig
 from pqmim.training.token_source import TokenSource
 from pqmim.training.train_tokenizer import NOT_IN_FACTS
@@ -64,17 +64,15 @@ def train(config: DecoderTraining, *, resume: str | Path | None = None) -> Path:
     tokenizer, _ = load_tokenizer(config.token_model)
     start, faithful = starting_synthesis(config)
     source = TokenSource(tokenizer.to(run.device), config, run)
+    eyes = None
+    if config.perceptual.steps or config.adversarial.steps:
+        eyes = FeatureNetwork(load_efficientnet_lite0(), run)
     discriminator = None
     if config.adversarial.steps:
-        wanted, available = config.terms.label_subquantizers, tokenizer.config.quantizer.num_subquantizers
-        if wanted > available:
-            raise ConfigError(f"terms.label_subquantizers: {wanted}, but the model has {available} sub-quantizers")
-        channels = tokenizer.quantizer.boundaries[wanted]
-        discriminator = Discriminator(config.terms.adversary, channels, config.terms.labels)
+        assert eyes is not None
+        discriminator = make_discriminator(config, source, eyes)
         if run.resumed is None:
-            values = sample_values(source, photos.sampler, config)
-            generator = torch.Generator().manual_seed(config.run.seed)
-            fit_labels(discriminator, values, KMEANS_ITERATIONS, generator)
+            fit_discriminator(discriminator, config, source, eyes, photos.sampler)
     start = start.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     module = DecoderModule(copy.deepcopy(start), discriminator)
     module = module.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -82,7 +80,7 @@ def train(config: DecoderTraining, *, resume: str | Path | None = None) -> Path:
         module.load_state_dict(run.resumed["module"])
     for stage in STAGES:
         if getattr(config, stage).steps and not run.is_done(stage):
-            train_stage(run, config, stage, module, source, photos.sampler, photos.held_out, start)
+            train_stage(run, config, stage, module, source, eyes, photos.sampler, photos.held_out, start)
     facts = {
         "description": config.description,
         "recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS),
@@ -105,7 +103,7 @@ def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, bytes | None
     """The decoder to start from, grown to the recipe's sizes.
 
     Returns:
-        The synthesis; the id of the decoder, if this one is fine-tuned from it for realism.
+        The synthesis; the id of the faithful decoder, if this one is fine-tuned from it for realism.
 
     Raises:
         ConfigError: it is larger.
@@ -122,15 +120,32 @@ def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, bytes | None
     return synthesis, decoder_id if is_fine_tuned else None
 
 
-def sample_values(source: TokenSource, sampler: Sampler, config: DecoderTraining) -> Tensor:
-    """What the leading sub-quantizers are decoded to at many positions: (n, C) float32 on the CPU."""
+def make_discriminator(config: DecoderTraining, source: TokenSource, eyes: FeatureNetwork) -> Discriminator:
+    """An untrained discriminator.
+
+    Raises:
+        ConfigError: the model has too few sub-quantizers.
+    """
+    quantizer, wanted = source.tokenizer.quantizer, config.terms.label_subquantizers
+    if wanted > quantizer.num_subquantizers:
+        available = quantizer.num_subquantizers
+        raise ConfigError(f"terms.label_subquantizers: {wanted}, but the model has {available} sub-quantizers")
+    return Discriminator(config.terms.adversary, eyes.channels(), quantizer.boundaries[wanted], config.terms.labels)
+
+
+def fit_discriminator(
+    discriminator: Discriminator, config: DecoderTraining, source: TokenSource, eyes: FeatureNetwork, sampler: Sampler
+) -> None:
+    """Set the scales of what a discriminator sees, and the kinds of content, from many training crops."""
     quantizer, parts = source.tokenizer.quantizer, []
     for batch in range(-(-config.terms.label_crops // 8)):
         x = sampler.batch(len(STAGES) * STAGE_STEPS + batch, 8)  # crops that no stage draws
+        if batch == 0:
+            fit_features(discriminator, eyes.look(x).features)
         sent = source.draw(x, Draws(config.run.seed, batch, 8, slice(None), x.device))
         values = leading_values(quantizer, sent.z_q, config.terms.label_subquantizers)
         parts.append(values.permute(0, 2, 3, 1).flatten(0, 2).cpu())
-    return torch.cat(parts)
+    fit_labels(discriminator, torch.cat(parts), KMEANS_ITERATIONS, torch.Generator().manual_seed(config.run.seed))
 
 
 def train_stage(
@@ -139,6 +154,7 @@ def train_stage(
     name: str,
     module: DecoderModule,
     source: TokenSource,
+    eyes: FeatureNetwork | None,
     sampler: Sampler,
     held_out: Tensor,
     start: Synthesis,
@@ -152,11 +168,10 @@ def train_stage(
     stage: StageConfig = getattr(config, name)
     terms, quantizer, discriminator = config.terms, source.tokenizer.quantizer, module.discriminator
     is_perceptual, is_adversarial = name != "distortion", name == "adversarial"
-    distance = FeatureDistance(load_efficientnet_lite0(), run) if is_perceptual else None
     weight = terms.weight_with_adversary if is_adversarial else terms.weight
 
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        shift = torch.randint(0, SHIFTS + 1, (2,), generator=draws.generator).tolist()
+        top, left = torch.randint(0, SHIFTS + 1, (2,), generator=draws.generator).tolist()
         sent = source.draw(x, draws)
         with run.autocast():
             x_hat = module.synthesis(sent.z_q)
@@ -164,21 +179,24 @@ def train_stage(
         # Errors fall about as 1 / sqrt(lambda): this weight gives every rate a like say.
         fidelity = (config.rate.lambda_max * sent.lam).sqrt()
         cost = fidelity * found["mse"]
-        if distance is not None:
+        if is_perceptual:
+            assert eyes is not None
+            decoded = eyes.look(x_hat, top, left)
+            with torch.no_grad():
+                original = eyes.look(x, top, left)
             found["chroma"] = chroma_error(x_hat, x)
-            found["features"] = distance(x_hat, x, shift)
+            found["features"] = feature_distance(decoded.features, original.features)
             cost = cost + terms.chroma_weight * fidelity * found["chroma"] + weight * found["features"]
         if is_adversarial:
             assert discriminator is not None
-            values = leading_values(quantizer, sent.z_q, terms.label_subquantizers)
-            discriminator.requires_grad_(False)
+            sent_values = SentValues(leading_values(quantizer, sent.z_q, terms.label_subquantizers), top, left)
             with run.autocast():
-                logits = discriminator(x_hat, values)
-            discriminator.requires_grad_(True)
-            with run.autocast():
-                real, decoded = discriminator(torch.cat([x, x_hat.detach()]), values.repeat(2, 1, 1, 1)).chunk(2)
-            found["taken_for_real"] = discriminator.decoder_loss(logits, values)
-            found["adversary"] = discriminator.own_loss(real, decoded, values)
+                discriminator.requires_grad_(False)
+                logits = discriminator(decoded, sent_values)
+                discriminator.requires_grad_(True)
+                judged = discriminator(original, sent_values), discriminator(decoded.detached(), sent_values)
+            found["taken_for_real"] = discriminator.decoder_loss(decoded, logits, sent_values)
+            found["adversary"] = discriminator.own_loss(original, *judged, sent_values)
             rise = min(1.0, (step + 1) / terms.adversary_delay)
             cost = cost + terms.adversary_weight * rise * found["taken_for_real"] + found["adversary"]
         found["loss"] = cost
@@ -187,7 +205,7 @@ def train_stage(
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, DecoderModule)
         sheet = run.config.output / "samples" / f"{name}{step:06d}.png"
-        return validate_decoder(averaged.synthesis, start, source, held_out, distance, sheet)
+        return validate_decoder(averaged.synthesis, start, source, held_out, eyes if is_perceptual else None, sheet)
 
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in module.synthesis.named_parameters() if n != "linear"]},
@@ -209,7 +227,7 @@ def train_stage(
         done=STAGES[:first],
         compiled=[
             module.synthesis,
-            *([distance.network] if distance else []),
+            *([eyes.network] if eyes else []),
             *([discriminator] if discriminator else []),
         ],
     )
