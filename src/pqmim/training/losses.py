@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 CHROMA_SIDE = 8
 """Side, pixels, of the squares whose mean colors are compared."""
+PATTERN_SIDE = 8
+"""Side, pixels, of the squares whose mean shows dots that repeat."""
 BLUE_DIFFERENCE, RED_DIFFERENCE = (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)
 """Cb and Cr of JPEG (ITU-T T.871, section 7) as weights of red, green and blue."""
 
@@ -65,8 +67,20 @@ def feature_distance(decoded: Sequence[Tensor], original: Sequence[Tensor]) -> T
     return torch.stack(distances).mean(0)
 
 
+def repeated_error(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Squared error of the mean of all squares of 8 x 8 pixels, less that of its color: dots that repeat.
+
+    Args:
+        x_hat, x: (B, 3, H, W) float32 in [0, 1], sides multiples of 8.
+
+    Returns:
+        (B,) float32, in grey levels squared.
+    """
+    return _mean_square(x_hat, x, PATTERN_SIDE).square().mean((1, 2, 3)) * 255.0**2
+
+
 def grid_pattern(x_hat: Tensor, x: Tensor, period: int = 16) -> Tensor:
-    """Strength of a pattern that repeats: RMS, grey levels, of the mean error at each of period x period places.
+    """Strength of a pattern that repeats in all pictures: RMS, grey levels, of the mean error at each of its places.
 
     Errors that do not repeat average out with the number of pictures; what a decoder adds everywhere stays.
 
@@ -76,5 +90,10 @@ def grid_pattern(x_hat: Tensor, x: Tensor, period: int = 16) -> Tensor:
     Returns:
         () float32.
     """
-    error = (x_hat.float() - x).unflatten(3, (-1, period)).unflatten(2, (-1, period)).mean((0, 2, 4))  # (3, p, p)
-    return (error - error.mean((1, 2), keepdim=True)).square().mean().sqrt() * 255.0  # type: ignore[no-any-return]
+    return _mean_square(x_hat, x, period).mean(0).square().mean().sqrt() * 255.0
+
+
+def _mean_square(x_hat: Tensor, x: Tensor, side: int) -> Tensor:
+    """Mean over the squares of each picture of what the error has beside its mean: -> (B, 3, side, side)."""
+    error = (x_hat.float() - x).unflatten(3, (-1, side)).unflatten(2, (-1, side)).mean((2, 4))
+    return error - error.mean((2, 3), keepdim=True)  # type: ignore[no-any-return]
