@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pqmim.perceptual.features import feature_distance
 from pqmim.training.autoencoder import Synthesis
 from pqmim.training.discriminator import View, Window
-from pqmim.training.losses import chroma_error, feature_distance, grid_pattern, mean_psnr, mean_squared_error
+from pqmim.training.losses import chroma_error, grid_pattern, mean_psnr, mean_squared_error
 from pqmim.training.token_source import TokenSource
 from pqmim.training.training_run import TrainingRun
 

@@ -23,13 +23,14 @@ from pqmim.decoder_files import load_decoder
 from pqmim.errors import ConfigError
 from pqmim.model_files import SUFFIX
 from pqmim.perceptual.efficientnet import load_efficientnet_lite0
+from pqmim.perceptual.features import feature_distance
 from pqmim.training.autoencoder import Synthesis, grow
 from pqmim.training.checkpoints import load_any_synthesis, load_tokenizer, save_tokenizer, token_model_id
 from pqmim.training.data import STAGE_STEPS, Sampler
 from pqmim.training.decoder_validation import FeatureNetwork, validate_decoder
 from pqmim.training.discriminator import Discriminator, SentValues, Window, fit_features, fit_labels, leading_values
 from pqmim.training.export import save_decoder
-from pqmim.training.losses import chroma_error, feature_distance, mean_squared_error, repeated_error
+from pqmim.training.losses import chroma_error, mean_squared_error, repeated_error
 from pqmim.training.recipes import DecoderTraining, StageConfig
 from pqmim.training.token_source import TokenSource
 from pqmim.training.train_tokenizer import NOT_IN_FACTS
