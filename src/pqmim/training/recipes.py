@@ -154,8 +154,8 @@ class PerceptualConfig(Config):
     """The same in the stage `adversarial`."""
     chroma_weight: float = Field(4.0, ge=0)
     """Of the squared error of mean colors, in multiples of that of MSE."""
-    pattern_weight: float = Field(30.0, ge=0)
-    """Of the squared error that repeats every 8 pixels, in multiples of that of MSE, which it is a small part of."""
+    pattern_weight: float = Field(40.0, ge=0)
+    """Of the squared error that repeats every 16 pixels, in multiples of that of MSE, which it is a small part of."""
     adversary: Literal["hinge", "labels"] = "hinge"
     """How the discriminator knows what was sent (`discriminator`)."""
     adversary_weight: float = Field(1.5, ge=0)
