@@ -99,7 +99,7 @@ def code_tokens(
         positions = entropy_model.positions(state, step)
         if len(positions) == 0:
             continue
-        head = entropy_model.head(entropy_model.hidden(state, positions), step.group)
+        head = entropy_model.head(state, step)
         blocks = list(_blocks(step.last - step.first, len(positions)))
         for (rows, columns), frequencies in zip(
             blocks, entropy_model.frequency_blocks(head, level, step.first, blocks), strict=True
@@ -116,7 +116,7 @@ def code_tokens(
                 if after_step is not None:
                     after_step(grid)
                 return grid
-        entropy_model.reveal(state, positions, step.first, step.last, tokens[step.first : step.last, positions])
+        entropy_model.reveal(state, step, tokens[step.first : step.last, positions])
         if after_step is not None:
             after_step(grid)
     return grid
