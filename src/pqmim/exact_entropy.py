@@ -431,7 +431,7 @@ class ExactEntropyModel:
                 here = np.ascontiguousarray(kv[part, :num_keys])
             if is_wanted:
                 has = has_content[windows.positions[part, None, None, :num_keys]]
-                mask = np.where(has, np.float32(0), np.float32(OUTSIDE))
+                mask = np.where(has[:1] if has.all() else has, np.float32(0), np.float32(OUTSIDE))
                 rows = slice(part.start * num_queries, part.stop * num_queries)
                 mixed[rows] = self._parts.attend(layer, y.reshape(*at.shape, width), here, bias, mask)
 

@@ -52,7 +52,7 @@ class Parts(Protocol):
             x: (windows, Q, C), from which the queries are made.
             kv: (windows, T, 2 C), from `keys_values`.
             bias: (heads, Q, T) integers in SCORE_UNIT, by relative position.
-            mask: (windows, 1, 1, T), 0 or a large negative integer where there is no content.
+            mask: (windows or 1, 1, 1, T), 0 or a large negative integer where there is no content.
 
         Returns:
             (windows * Q, C).
@@ -152,8 +152,7 @@ class NumpyParts:
         scores = q @ k.transpose(0, 1, 3, 2)  # (windows, heads, Q, T) integers
         scores *= np.float32(score_scale(head_width))
         np.rint(scores, out=scores)
-        scores += bias
-        scores += mask
+        scores += bias + mask
         sink = self._tensors[f"entropy.layers.{layer}.attention.sink"].astype(np.float32)[:, None, None]
         best = np.maximum(scores.max(-1, keepdims=True), sink)
         weights = _looked_up(self._score_table, best - scores)

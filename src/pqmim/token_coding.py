@@ -18,8 +18,8 @@ from pqmim.quantizer import Latent, ProductQuantizer, Tokens
 from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
 from pqmim.rate_control import solve
 
-CHUNK_TOKENS = 1 << 13
-"""Tokens whose frequencies are computed at a time; bounds memory for large images."""
+CHUNK_TOKENS = 1 << 11
+"""Tokens whose frequencies are computed at a time: they fit the cache, and memory is bounded for large images."""
 
 STATIC_SHARE = 0.8
 """Weight of the static prior in the choice of tokens; chosen on the validation photos."""

@@ -235,7 +235,7 @@ def _attend(config: EntropyModelConfig, kernel: str) -> Graph:
     # A vector, since a scalar would be fused into the product.
     scale = builder.constant(np.full((heads, 1, 1), score_scale(head_width)), np.float32)
     scores = builder.op("Round", builder.op("Mul", scores, scale))
-    scores = builder.op("Add", builder.op("Add", scores, "bias"), "mask")
+    scores = builder.op("Add", scores, builder.op("Add", "bias", "mask"))
     sink = builder.weight("sink", "entropy.layers.{layer}.attention.sink", (heads,), np.int32)
     sink = builder.op("Reshape", builder.cast(sink, np.float32), builder.ints(heads, 1, 1))
     best = builder.op("Max", builder.op("ReduceMax", scores, axes=[-1], keepdims=1), sink)
@@ -244,8 +244,7 @@ def _attend(config: EntropyModelConfig, kernel: str) -> Graph:
     table = builder.cast(table, np.float32)
 
     def looked_up(score: str) -> str:
-        below = builder.op("Min", builder.op("Sub", best, score), builder.constant(length - 1, np.float32))
-        return builder.lookup(table, below)
+        return builder.lookup(table, builder.clip(builder.op("Sub", best, score), 0, length - 1))
 
     weights = looked_up(scores)
     total = builder.op("Add", builder.op("ReduceSum", weights, builder.ints(-1), keepdims=1), looked_up(sink))
@@ -258,7 +257,7 @@ def _attend(config: EntropyModelConfig, kernel: str) -> Graph:
             ("x", np.uint8, ("windows", "queries", width)),
             ("kv", np.uint8, ("windows", "keys", 2 * width)),
             ("bias", np.float32, (heads, "queries", "keys")),
-            ("mask", np.float32, ("windows", 1, 1, "keys")),
+            ("mask", np.float32, ("windows or one", 1, 1, "keys")),
         ],
         [("mixed", np.uint8, ("n", width))],
     )
@@ -313,7 +312,7 @@ def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
     best = builder.op("ReduceMax", logits, axes=[-1], keepdims=1)
     index_of_best = builder.op("ArgMax", logits, axis=-1, keepdims=1, select_last_index=0)
     length = exponential_table_length(EXPONENTIAL_ONE, LOGIT_UNIT)
-    below = builder.op("Min", builder.op("Sub", best, logits), builder.constant(length - 1, np.float32))
+    below = builder.clip(builder.op("Sub", best, logits), 0, length - 1)
     table = builder.weight("logit_table", "entropy.logit_table", (length,), np.int32)
     mass = builder.lookup(builder.cast(table, np.float32), below)
     # Below 512 codewords of at most 2^15 the sum is exact in float32.
@@ -321,13 +320,12 @@ def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
     total = builder.cast(builder.op("ReduceSum", total, builder.ints(-1), keepdims=1), np.float64)
     numerator = builder.constant((1 << PRECISION) - num_codewords, np.float64)
     share = builder.cast(builder.op("Div", numerator, total), np.float32)
-    frequencies = builder.op(
-        "Add", builder.op("Floor", builder.op("Mul", mass, share)), builder.constant(1, np.float32)
-    )
-    used = builder.op("ReduceSum", frequencies, builder.ints(-1), keepdims=1)
-    rest = builder.op("Sub", builder.constant(1 << PRECISION, np.float32), used)
-    frequencies = builder.op("ScatterElements", frequencies, index_of_best, rest, axis=-1, reduction="add")
-    builder.op("Cast", frequencies, output="frequencies", to=TensorProto.INT32)
+    whole = builder.cast(builder.op("Mul", mass, share), np.int32)  # of a positive number the integer part
+    used = builder.op("ReduceSum", builder.cast(whole, np.float32), builder.ints(-1), keepdims=1)
+    rest = builder.op("Sub", builder.constant((1 << PRECISION) - num_codewords, np.float32), used)
+    rest = builder.cast(rest, np.int32)
+    frequencies = builder.op("Add", whole, builder.constant(1, np.int32))
+    builder.op("ScatterElements", frequencies, index_of_best, rest, output="frequencies", axis=-1, reduction="add")
     return builder.build(
         [
             ("head", np.uint8, ("m", "n", rank)),
