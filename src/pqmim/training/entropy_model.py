@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from pqmim.config import NUM_LEVELS, EntropyModelConfig
 from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX, LOGIT_UNIT
-from pqmim.schedule import Schedule
+from pqmim.schedule import NUM_QUINCUNX_STEPS, Schedule, quincunx_steps
 from pqmim.training.layers import (
     UNSEEN,
     QuantizableLinear,
@@ -364,17 +364,17 @@ class EntropyModel(nn.Module):
         return bits
 
     @torch.no_grad()
-    def schedule_bits(self, tokens: Tensor, level: Tensor, quincunx: Tensor, *, simulate: bool = False) -> list[Tensor]:
+    def schedule_bits(self, tokens: Tensor, level: Tensor, *, simulate: bool = False) -> Tensor:
         """Bits of whole token grids, coded step by step as in a file.
 
         Args:
             tokens: (B, M, h, w) int64.
             level: (B,) int64.
-            quincunx: (h, w) int64, step of each position.
 
         Returns:
-            For each group (5,) float64, bits by quincunx step.
+            (groups, 5) float64, by quincunx step.
         """
+        quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
         orders = Orders.of_schedule(self.schedule, quincunx)
         bits = []
         for group, hidden in enumerate(self.hidden(tokens, level, orders, simulate=simulate)):
@@ -388,8 +388,10 @@ class EntropyModel(nn.Module):
                 static = -self.first_prior[level].gather(2, own.flatten(1, 2).transpose(1, 2)).sum(1) / LOG2
                 first = orders.query == 0
                 lengths = torch.where(first, static.view(own.shape[:3]).double(), lengths)
-            bits.append(lengths.new_zeros(5).index_add_(0, quincunx.flatten(), lengths.sum(0).flatten()))
-        return bits
+            bits.append(
+                lengths.new_zeros(NUM_QUINCUNX_STEPS).index_add_(0, quincunx.flatten(), lengths.sum(0).flatten())
+            )
+        return torch.stack(bits)
 
 
 def _at_predicted(h: Tensor, passes: tuple[LaterPass, ...]) -> Tensor:

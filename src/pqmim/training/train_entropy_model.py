@@ -84,7 +84,7 @@ def draw_orders(model: EntropyModel, count: int, quincunx: Tensor, generator: to
 def take_over_weights(model: EntropyModel, path: Path) -> None:
     """Start from the float weights of an earlier run: all that have the same name and shape.
 
-    If the earlier model has fewer layers, the additional ones go before its last and add nothing yet.
+    If the earlier model has fewer layers in the first group, the additional ones go before its last and add nothing yet.
 
     What belongs to the codewords (biases and factors of the tokens) is taken over only if these are about the same, as
     after a tokenizer run that started from that of the earlier run.
@@ -98,13 +98,14 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
         raise ConfigError(f"{path}: cannot be read as weights of an earlier run") from error
     own = model.state_dict()
     num_layers = 1 + max((int(name.split(".")[1]) for name in earlier if name.startswith("layers.")), default=-1)
-    if 0 < num_layers < len(model.layers):
-        last, new_last = f"layers.{num_layers - 1}.", f"layers.{len(model.layers) - 1}."
-        earlier = {name.replace(last, new_last): tensor for name, tensor in earlier.items()}
-        for index in range(num_layers - 1, len(model.layers) - 1):
-            for name in own:
-                if name.startswith(f"layers.{index}.") and ".project." in name:
-                    own[name].zero_()
+    more = len(model.layers) - num_layers
+    if 0 < more < model.config.num_layers and num_layers > 0:
+        first_new = model.config.num_layers - 1 - more
+        earlier = {_moved(name, first_new, more): tensor for name, tensor in earlier.items()}
+        for name in own:
+            layer = int(name.split(".")[1]) if name.startswith("layers.") else -1
+            if first_new <= layer < first_new + more and ".project." in name:
+                own[name].zero_()
     same_shape = {name for name, tensor in earlier.items() if name in own and own[name].shape == tensor.shape}
     same_codewords = False
     if "token_values" in same_shape:
@@ -115,14 +116,19 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
         values = own["token_values"]
         moved = (used * (earlier["token_values"] - values).square()).sum()
         same_codewords = bool(moved < SAME_CODEWORDS * (used * values.square()).sum())
+    constants = {"token_values", "first_prior"}
     fitting = {
-        name: earlier[name]
-        for name in same_shape - {"token_values", "first_prior"}
-        if same_codewords or not name.startswith("token_")
+        name: earlier[name] for name in same_shape - constants if same_codewords or not name.startswith("token_")
     }
     if not fitting:
         raise ConfigError(f"{path}: no weights that fit this model")
     model.load_state_dict({**own, **fitting})
+
+
+def _moved(name: str, first: int, distance: int) -> str:
+    """Name of a weight after the layers from `first` on have moved up."""
+    kind, number, *rest = name.split(".")
+    return ".".join([kind, str(int(number) + distance), *rest]) if kind == "layers" and int(number) >= first else name
 
 
 @torch.no_grad()
@@ -138,11 +144,9 @@ def validate_entropy_model(
     row: dict[str, float] = {}
     for w, tokens in token_sets.items():
         level = tokenizer.quantizer.level(w)
-        quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
         bits = sum(
-            float(of_group.sum())
+            float(model.schedule_bits(part, level.expand(len(part)), simulate=simulate).sum())
             for part in tokens.split(16)
-            for of_group in model.schedule_bits(part, level.expand(len(part)), quincunx, simulate=simulate)
         )
         static = float(tokenizer.quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
         row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
