@@ -57,7 +57,7 @@ def check_entropy_weights(
 def embed_inputs(runs: Sequence[slice], schedule: Schedule, group: int, num_levels: int) -> int:
     """Inputs of the embedding of a group's tokens: channels of their codewords and a flag each, levels in the first."""
     first, last = schedule.group_bounds(group)
-    return runs[last - 1].stop - runs[first].start + last - first + (num_levels if group == 0 else 0)
+    return int(runs[last - 1].stop - runs[first].start) + last - first + (num_levels if group == 0 else 0)
 
 
 def _expected(

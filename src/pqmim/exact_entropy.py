@@ -235,7 +235,8 @@ class ExactEntropyModel:
         """
         state = self.start(height, width, level)
         groups = [slice(*self.schedule.group_bounds(group)) for group in range(self.schedule.num_groups)]
-        is_known, is_complete = known[groups[0]].any(0), known[groups[0]].all(0)
+        is_known: NDArray[np.bool_] = known[groups[0]].max(0)
+        is_complete = known[groups[0]].all(0)
         places = (0, NUM_QUINCUNX_STEPS, NUM_QUINCUNX_STEPS)
 
         def first_group(positions: Positions, *, is_content: bool) -> tuple[Rows, Rows]:
@@ -261,7 +262,8 @@ class ExactEntropyModel:
 
     def static_frequencies(self, level: int) -> NDArray[np.int32]:
         """Frequencies (m, K) of the tokens of the first step, wherever they are; they need no network."""
-        return self._first_frequencies[level]
+        frequencies: NDArray[np.int32] = self._first_frequencies[level]
+        return frequencies
 
     def frequencies(self, head: Activations, level: int, first: int, *, sharpness: float = 1.0) -> NDArray[np.int32]:
         """Range-coder frequencies of the sub-quantizers from `first` on.

@@ -114,8 +114,8 @@ class Orders:
         passes = tuple(
             tuple(LaterPass(chosen(each.known), chosen(each.predicted)) for each in passes) for passes in self.passes
         )
-        first = (chosen(mask) for mask in (self.content, self.query, self.known, self.predicted))
-        return Orders(*first, passes, self.is_whole)
+        content, query, known, predicted = map(chosen, (self.content, self.query, self.known, self.predicted))
+        return Orders(content, query, known, predicted, passes, self.is_whole)
 
     def wanted(self, group: int) -> tuple[Tensor, Tensor | None]:
         """What is predicted of a group: (B or 1, h, w) bool, where; and if there are tokens in these places that are
@@ -201,7 +201,7 @@ class EntropyModel(nn.Module):
     def num_inputs(self, group: int) -> int:
         """Inputs of the embedding of a group's tokens: values and known-flags, and levels for the first."""
         first, last = self.schedule.group_bounds(group)
-        values = self.runs[last - 1].stop - self.runs[first].start
+        values = int(self.runs[last - 1].stop - self.runs[first].start)
         return values + last - first + (NUM_LEVELS if group == 0 else 0)
 
     @classmethod
@@ -289,11 +289,10 @@ class EntropyModel(nn.Module):
                 group, groups[group].repeat(count, 1, 1, 1), known, level.repeat(count), simulate=simulate
             )
             h = to_residual(going_on.repeat(count, 1, 1, 1) + update, simulate=simulate)
-            own = [self.layers[layer] for layer in config.layers_of(group)]
-            for index, layer in enumerate(own):
-                if index == len(own) - 1 and layer.attention is None:
+            for number in config.layers_of(group):
+                if config.is_last(number) and not config.has_attention(number):
                     h = _at_predicted(h, passes)
-                h = layer(h[None], everything, partitions, simulate)[0]
+                h = self.layers[number](h[None], everything, partitions, simulate)[0]
             h = _at_predicted(h, passes) if len(h) > batch else h
             outputs.append(h)
             going_on = h

@@ -84,7 +84,7 @@ def draw_orders(model: EntropyModel, count: int, quincunx: Tensor, generator: to
 def take_over_weights(model: EntropyModel, path: Path) -> None:
     """Start from the float weights of an earlier run: all that have the same name and shape.
 
-    If the earlier model has fewer layers in the first group, the additional ones go before its last and add nothing yet.
+    If the earlier model has fewer layers in the first group, the additional ones go before their last and add nothing.
 
     What belongs to the codewords (biases and factors of the tokens) is taken over only if these are about the same, as
     after a tokenizer run that started from that of the earlier run.
