@@ -92,7 +92,7 @@ def test_graphs_are_renewed_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
     assert renewed.read_bytes() == (tmp_path / "new.safetensors").read_bytes()
 
     save_file(
-        {**weights, "entropy.embed.bias": weights["entropy.embed.bias"] + 1}, old, {"pqmim": json.dumps(metadata)}
+        {**weights, "entropy.embed.0.bias": weights["entropy.embed.0.bias"] + 1}, old, {"pqmim": json.dumps(metadata)}
     )
     with pytest.raises(ModelError, match="does not match its id"):
         renew_graphs(old, renewed)

@@ -127,8 +127,10 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
 
 def _moved(name: str, first: int, distance: int) -> str:
     """Name of a weight after the layers from `first` on have moved up."""
-    kind, number, *rest = name.split(".")
-    return ".".join([kind, str(int(number) + distance), *rest]) if kind == "layers" and int(number) >= first else name
+    parts = name.split(".")
+    if parts[0] == "layers" and int(parts[1]) >= first:
+        parts[1] = str(int(parts[1]) + distance)
+    return ".".join(parts)
 
 
 @torch.no_grad()
