@@ -1,11 +1,11 @@
 """Make the golden files that `pqmim selftest` and the tests decode.
 
-    python benchmarks/make_golden.py [--model small] [--force]
+    python benchmarks/make_golden.py [--decoder fine] [--force]
 
 Encodes the photo of the repository, and crops, odd sizes, a grey and a transparent picture made from it, at
 several qualities, a file cut short and one made to a size, and writes them with `golden.json` to
-`src/pqmim/golden`. To be run once for each shipped model, whose files it replaces: those that would change mean that
-the format, the model or the encoder did, and are only overwritten with `--force`.
+`src/pqmim/golden`. To be run once for each decoder, whose files it replaces: those that would change mean that the
+format, the model or the encoder did, and are only overwritten with `--force`.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ def pictures(photo: Image.Image) -> dict[str, tuple[Image.Image, float]]:
     }
 
 
-def facts_of(data: bytes, model: str) -> dict[str, Any]:
+def facts_of(data: bytes, decoder: str) -> dict[str, Any]:
     """What `golden.json` says of a file (`pqmim.selftest.read_golden`)."""
-    codec = load_codec(model, device="cpu", kernel="numpy")
+    codec = load_codec(decoder=decoder, device="cpu", kernel="numpy")
     image = codec.decode(data)
     alpha = image.getchannel("A").tobytes() if image.mode == "RGBA" else None
     thumbnail = image.convert("RGB").resize((8, 8), Image.Resampling.BOX)
     return {
-        "model": model,
+        "model": codec.name,
+        "decoder": decoder,
         "tokens": codec.token_hash(data),
         "width": image.width,
         "height": image.height,
@@ -71,11 +72,11 @@ def facts_of(data: bytes, model: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="small", help="shipped model")
+    parser.add_argument("--decoder", default="fine", help="that the files are made for")
     parser.add_argument("--force", action="store_true", help="overwrite files that differ")
     options = parser.parse_args()
 
-    codec = load_codec(options.model, device="cpu")
+    codec = load_codec(decoder=options.decoder, device="cpu")
     with Image.open(ROOT / "examples" / "photo.png") as opened:
         photo = opened.convert("RGB")
     files: dict[str, bytes] = {}
@@ -89,8 +90,8 @@ def main() -> None:
     golden = read_golden()
     contents: dict[str, bytes] = {}
     for name, content in files.items():
-        path = f"{options.model}-{name}"
-        contents[path], golden[path] = content, facts_of(content, options.model)
+        path = f"{options.decoder}-{name}"
+        contents[path], golden[path] = content, facts_of(content, options.decoder)
         print(f"{path}  {golden[path]['width']} x {golden[path]['height']}  {len(content):,} B")
     changed = [
         path

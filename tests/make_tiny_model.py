@@ -1,6 +1,7 @@
-"""Make the tiny model that tests of the codec read: python tests/make_tiny_model.py (needs PyTorch).
+"""Make the tiny token model that tests of the codec read, and its decoders: python tests/make_tiny_model.py
 
-To be run when the format or the graphs of model files change; a test compares the weights and the graphs.
+It needs PyTorch. To be run when the format or the graphs of model files change; a test compares the weights and the
+graphs.
 """
 
 from __future__ import annotations
@@ -9,20 +10,26 @@ import sys
 from pathlib import Path
 
 import torch
-from training.tiny_networks import TINY_QUALITY, make_tiny_entropy_model, make_tiny_tokenizer
+from training.tiny_networks import TINY_QUALITY, make_tiny_entropy_model, make_tiny_synthesis, make_tiny_tokenizer
 
-from pqmim.training.export import save_model
+from pqmim.training.export import save_decoder, save_model
 
-TARGET = Path(__file__).parent / "data" / "tiny" / "model.safetensors"
+TARGET = Path(__file__).parent / "data" / "tiny"
 
 
-def make_tiny_model(target: Path) -> bytes:
-    """Write the model; returns its id."""
+def make_tiny_model(folder: Path) -> bytes:
+    """Write the model with the decoders `fast`, `fine` and `vivid`, the last with realism; returns the model's id."""
     tokenizer = make_tiny_tokenizer()
-    return save_model(target, "tiny", tokenizer, make_tiny_entropy_model(tokenizer), TINY_QUALITY, {})
+    model_id = save_model(folder, "tiny", tokenizer, make_tiny_entropy_model(tokenizer), TINY_QUALITY, {})
+    fine, vivid = make_tiny_synthesis(tokenizer, noise=0.0), make_tiny_synthesis(tokenizer, noise=0.02)
+    fine_id = save_decoder(folder / "fine.safetensors", "fine", fine, model_id, {"description": "a finer one"})
+    save_decoder(folder / "vivid.safetensors", "vivid", vivid, model_id, {}, faithful=fine_id)
+    return model_id
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    print(make_tiny_model(TARGET).hex(), f"{TARGET.stat().st_size:,} B", file=sys.stderr)
+    TARGET.mkdir(parents=True, exist_ok=True)
+    print(make_tiny_model(TARGET).hex(), file=sys.stderr)
+    for path in sorted(TARGET.iterdir()):
+        print(f"{path.name}  {path.stat().st_size:,} B", file=sys.stderr)

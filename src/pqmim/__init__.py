@@ -33,7 +33,7 @@ from pqmim.errors import (
     TruncatedFileError,
     UnsupportedFileError,
 )
-from pqmim.options import EncodeOptions, Fill, FillOptions, Region, Tune
+from pqmim.options import DEFAULT_MODEL, EncodeOptions, Fill, FillOptions, Region, Tune
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -81,7 +81,8 @@ def encode(
     target_bytes: int | None = None,
     target_bpp: float | None = None,
     options: EncodeOptions | None = None,
-    model: str | PathLike[str] = "small",
+    model: str | PathLike[str] = DEFAULT_MODEL,
+    decoder: str | PathLike[str] | None = None,
     device: str = "auto",
 ) -> bytes:
     """Compress one image.
@@ -93,7 +94,9 @@ def encode(
         target_bytes: largest size of the file, at least 1; the file comes as near as it can.
         target_bpp: the same in bits per pixel of the image, above 0; not together with `target_bytes`.
         options: effort, regions and more; None = the defaults.
-        model: name of a shipped model, or path of a model.
+        model: name of a shipped token model, or path of one.
+        decoder: whose pictures the encoder corrects: name of a decoder of the model, or its path; None = `fine`, if it
+            is there. The file is decoded by every decoder of the model.
         device: "auto", "cpu" or "cuda"; the bytes are decodable on any of them.
 
     Returns:
@@ -104,17 +107,18 @@ def encode(
         ImageError: `image` cannot be read as an image.
         LimitError: it has more than `options.max_pixels` pixels, 100 million unless given.
         TargetError: the target cannot be met, and `options.strict`.
-        ModelError, ConfigError: the model or the device cannot be used.
+        ModelError, ConfigError: the model, the decoder or the device cannot be used.
     """
     _check_type("quality", quality, Real, "a number")
     _check_type("target_bytes", target_bytes, (Integral, type(None)), "a whole number or None")
     _check_type("target_bpp", target_bpp, (Real, type(None)), "a number or None")
     _check_type("options", options, (EncodeOptions, type(None)), "EncodeOptions or None")
     _check_type("model", model, (str, os.PathLike), "a name or a path")
+    _check_type("decoder", decoder, (str, os.PathLike, type(None)), "a name, a path or None")
     _check_type("device", device, str, "a string")
     from pqmim.loaded import loaded_codec
 
-    return loaded_codec(model, device=device).encode(
+    return loaded_codec(model, decoder, device=device).encode(
         _readable(image), quality=quality, target_bytes=target_bytes, target_bpp=target_bpp, options=options
     )
 
@@ -124,6 +128,8 @@ def decode(
     *,
     options: FillOptions | None = None,
     model: str | PathLike[str] | None = None,
+    decoder: str | PathLike[str] | None = None,
+    realism: float | None = None,
     device: str = "auto",
 ) -> Image:
     """Decompress one image.
@@ -132,6 +138,8 @@ def decode(
         data: a .pqm file: its bytes, its path, or the file itself, opened in binary mode.
         options: what becomes of tokens that a partial file does not hold; None = the most likely picture.
         model: as in `encode`; None takes the shipped model that the file names.
+        decoder: that makes the picture, named as in `encode`.
+        realism: 0 to 1, of a decoder that synthesises detail, how much of it; None = 1. No other decoder has it.
         device: as in `encode`.
 
     Returns:
@@ -141,16 +149,20 @@ def decode(
         TypeError: an argument is of the wrong type.
         BitstreamError: the file cannot be read, is damaged, or was made with another model.
         LimitError: it has more than 100 million pixels.
-        ModelError, ConfigError: the model or the device cannot be used.
+        ModelError, ConfigError: the model, the decoder or the device cannot be used.
+        ValueError: realism is out of range.
     """
     _check_type("options", options, (FillOptions, type(None)), "FillOptions or None")
     _check_type("model", model, (str, os.PathLike, type(None)), "a name, a path or None")
+    _check_type("decoder", decoder, (str, os.PathLike, type(None)), "a name, a path or None")
+    _check_type("realism", realism, (Real, type(None)), "a number or None")
     _check_type("device", device, str, "a string")
     content = _content(data)
     from pqmim.bitstream import parse
     from pqmim.loaded import decoding_codec
 
-    return decoding_codec(parse(content).model_id, model, device=device).decode(content, options=options)
+    codec = decoding_codec(parse(content).model_id, model, decoder, realism=realism, device=device)
+    return codec.decode(content, options=options)
 
 
 def _check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:

@@ -12,20 +12,22 @@ from typing import NamedTuple
 from pqmim.errors import DamagedFileError, NotAPqmFileError, TruncatedFileError, UnsupportedFileError
 
 MAGIC = b"\x8dPQ\n"
-MINI_MAGIC = b"\x8dp"
-VERSION = 2
+MINI_MAGIC = b"\x8dm"
+VERSION = 3
+EARLIER_MINI_MAGIC, EARLIER_VERSION = b"\x8dp", 2
 MAX_DIMENSION = 1 << 21
 """Largest width and height in pixels: what a varint of three bytes holds."""
-MAX_LEVEL = 15
+MAX_LEVEL = 63
 SCALES = (1, 2, 4, 8)
 MAX_ALPHA_BYTES = (1 << 28) - 1
 MAX_METADATA_BYTES = 1 << 22
 MODEL_ID_BYTES = 4
 MINI_MODEL_ID_BYTES = 2
-MINI_MAX_LEVEL = 7
+MINI_MAX_LEVEL = 31
 MINI_MAX_PAYLOAD = 1024
 """Longest payload of the mini form, in bytes."""
 
+_MADE_EARLIER = "made by pqmim 0.2 or 0.3, whose files only these releases read"
 _FLAG_PARTIAL = 0b0001
 _FLAG_ALPHA = 0b0010
 _FLAG_METADATA = 0b0100
@@ -96,6 +98,11 @@ class Container:
         return _is_mini(self.level, self.alpha is not None or self.metadata is not None, len(self.payload))
 
 
+def is_pqm(data: bytes) -> bool:
+    """Whether data begins as a .pqm file does, of this or the earlier version."""
+    return data.startswith((MAGIC, MINI_MAGIC, EARLIER_MINI_MAGIC))
+
+
 def token_check(tokens: bytes) -> int:
     """Return the CRC-16 (`binascii.crc_hqx`, start value 0) of a token grid.
 
@@ -126,7 +133,7 @@ def pack(container: Container) -> bytes:
             sections += _varint(len(container.metadata)) + container.metadata
         if container.token_check is not None:
             tokens = container.token_check.to_bytes(_TOKEN_CHECK_BYTES, "big")
-        settings = log2_scale << 4 | container.level
+        settings = log2_scale << 6 | container.level
         start = MAGIC + bytes([VERSION << 4 | flags]) + container.model_id + bytes([settings])
         body = start + sides + sections + container.payload + tokens
     return body + _file_check(body, is_mini=container.is_mini)
@@ -235,8 +242,7 @@ def truncate(data: bytes, num_bytes: int, *, keep_metadata: bool = False) -> byt
         return data
     if container.metadata is not None and not keep_metadata:
         container = replace(container, metadata=None)
-        without_metadata = pack(container)
-        if len(without_metadata) <= num_bytes:
+        if len(without_metadata := pack(container)) <= num_bytes:
             return without_metadata
     partial = replace(container, is_partial=True, token_check=None)
     room = num_bytes - overhead(partial)
@@ -282,19 +288,17 @@ def _read_form(data: bytes) -> _Form:
     """
     if not data:
         raise NotAPqmFileError("the file is empty")
-    for magic in (MINI_MAGIC, MAGIC):
-        if data[: len(magic)] == magic[: len(data)]:
-            break
-    else:
+    magic = next((m for m in (MINI_MAGIC, EARLIER_MINI_MAGIC, MAGIC) if data[: len(m)] == m[: len(data)]), None)
+    if magic is None:
         raise NotAPqmFileError("not a .pqm file")
     if len(data) <= len(magic):
         raise TruncatedFileError(f"the file ends after {len(data)} bytes")
     byte = data[len(magic)]
-    if magic == MINI_MAGIC:
-        if byte >> 6:
-            raise UnsupportedFileError(f"mini form {byte >> 6}; a newer release may read this file")
-        return _Form(is_mini=True, is_partial=bool(byte & 1), has_alpha=False, has_metadata=False)
     version, flags = byte >> 4, byte & 0b1111
+    if magic == EARLIER_MINI_MAGIC or (magic == MAGIC and version == EARLIER_VERSION):
+        raise UnsupportedFileError(_MADE_EARLIER)
+    if magic == MINI_MAGIC:
+        return _Form(is_mini=True, is_partial=bool(byte & 1), has_alpha=False, has_metadata=False)
     if version != VERSION:
         raise UnsupportedFileError(f"format version {version}; this release reads version {VERSION}")
     if flags & ~_KNOWN_FLAGS:
@@ -311,15 +315,13 @@ def _read_header(fields: "_FieldReader", form: _Form) -> Container:
     if form.is_mini:
         fields.take(len(MINI_MAGIC))
         settings = fields.take(1)[0]
-        log2_scale, level = settings >> 1 & 0b11, settings >> 3 & 0b111
+        log2_scale, level = settings >> 1 & 0b11, settings >> 3
         model_id = fields.take(MINI_MODEL_ID_BYTES)
     else:
         fields.take(len(MAGIC) + 1)
         model_id = fields.take(MODEL_ID_BYTES)
         settings = fields.take(1)[0]
-        if settings >> 6:
-            raise UnsupportedFileError(f"unknown settings {settings:#010b}; a newer release may read this file")
-        log2_scale, level = settings >> 4, settings & 0b1111
+        log2_scale, level = settings >> 6, settings & 0b111111
     return Container(
         width=fields.varint(max_value=MAX_DIMENSION - 1) + 1,
         height=fields.varint(max_value=MAX_DIMENSION - 1) + 1,

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pqmim.errors import OutputError, PqmimError
-from pqmim.options import EncodeOptions
+from pqmim.options import DEFAULT_MODEL, EncodeOptions
 from pqmim.ray_session import ray_session
 from pqmim.remote_files import Place
 from pqmim.reporting import Failure
@@ -84,12 +84,13 @@ class BulkOptions:
 
     Attributes:
         to: what is written; a Parquet file or a tar file for each batch.
-        model, quality, target_bytes, target_bpp, options, device, threads: as `ray.Encode` takes them.
+        model, decoder, quality, target_bytes, target_bpp, options, device, threads: as `ray.Encode` takes them.
         batch_size: pictures that a worker takes at a time.
     """
 
     to: BulkFormat = BulkFormat.FILES
-    model: str = "small"
+    model: str = DEFAULT_MODEL
+    decoder: str | None = None
     quality: float = 50.0
     target_bytes: int | None = None
     target_bpp: float | None = None
@@ -101,7 +102,7 @@ class BulkOptions:
     def settings(self) -> dict[str, Any]:
         """What must be the same for outputs of two runs to go together."""
         effort = {"effort": self.options.effort, "tune": self.options.tune.value}
-        names = ("to", "model", "quality", "target_bytes", "target_bpp")
+        names = ("to", "model", "decoder", "quality", "target_bytes", "target_bpp")
         return {name: getattr(self, name) for name in names} | effort
 
 
@@ -274,6 +275,7 @@ class BatchStep:
         self._source, self._output, self._options = Place(source), Place(output), options
         self._encode = Encode(
             options.model,
+            decoder=options.decoder,
             quality=options.quality,
             target_bytes=options.target_bytes,
             target_bpp=options.target_bpp,

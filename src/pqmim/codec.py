@@ -13,6 +13,7 @@ from PIL import Image
 
 from pqmim.bitstream import Container, parse
 from pqmim.config import STRIDE
+from pqmim.decoder_files import DecoderFile, find_decoder, load_decoder
 from pqmim.errors import ImageError, LimitError, ModelError
 from pqmim.file_decoder import FileDecoder
 from pqmim.file_encoder import FileEncoder
@@ -20,7 +21,7 @@ from pqmim.image_io import ImageLike, Picture, load_mask, load_picture, to_pillo
 from pqmim.metadata import Metadata, unpack
 from pqmim.model_files import ModelFile, find_model, load_model
 from pqmim.networks import Networks
-from pqmim.options import MAX_PIXELS, EncodeOptions, Fill, FillOptions
+from pqmim.options import DEFAULT_MODEL, MAX_PIXELS, EncodeOptions, Fill, FillOptions
 from pqmim.quantizer import Tokens
 from pqmim.range_coding import TokenWriter
 from pqmim.token_coding import Frequencies, GivenTokens, TokenGrid, bits_table, code_tokens, token_bytes
@@ -66,20 +67,35 @@ class RateBreakdown:
 
 
 class Codec:
-    """A trained model that encodes and decodes images; may be used by several threads at once.
+    """A token model and one of its decoders; encodes and decodes images, by several threads at once if asked to.
+
+    What is encoded is decoded by every decoder of the token model; the encoder corrects what it sees in the pictures of
+    this one.
 
     Args:
         model: from `model_files.load_model`.
+        decoder: from `decoder_files.load_decoder`.
         device, kernel, threads: see `networks.Networks`.
+
+    Attributes:
+        name, model_id: of the token model.
+        decoder_name, decoder_id: of the decoder.
+        realism: 0 to 1, of a decoder that draws detail which nobody sent; None of all others.
     """
 
     def __init__(
-        self, model: ModelFile, device: str = "auto", *, kernel: str | None = None, threads: int | None = None
+        self,
+        model: ModelFile,
+        decoder: DecoderFile,
+        device: str = "auto",
+        *,
+        kernel: str | None = None,
+        threads: int | None = None,
     ) -> None:
-        self.name = model.name
-        self.model_id = model.model_id
-        self.facts = model.facts
-        self._networks = Networks(model, device, kernel=kernel, threads=threads)
+        self.name, self.model_id = model.name, model.model_id
+        self.decoder_name, self.decoder_id = decoder.name, decoder.decoder_id
+        self.realism = decoder.realism
+        self._networks = Networks(model, decoder, device, kernel=kernel, threads=threads)
         self._encoder, self._decoder = FileEncoder(self._networks), FileDecoder(self._networks)
 
     @property
@@ -326,24 +342,34 @@ class _CountedTokens(GivenTokens):
 
 
 def load_codec(
-    name_or_path: str | os.PathLike[str] = "small",
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    decoder: str | os.PathLike[str] | None = None,
     *,
+    realism: float | None = None,
     device: str = "auto",
     kernel: str | None = None,
     threads: int | None = None,
 ) -> Codec:
-    """Load a shipped model by name, or a model file or run folder by path.
+    """Load a token model and one of its decoders.
 
     Args:
+        model: name of a shipped token model, path of a token model's file or its folder.
+        decoder: name of a decoder beside the token model, or path of a decoder's file; None = `fine`, or the only one
+            that there is.
+        realism: 0 to 1, how far a decoder that was fine-tuned for pictures that look real departs from the faithful one
+            that it was made from; None = 1. Only for such a decoder.
         device, kernel, threads: see `networks.Networks`.
 
     Raises:
-        ModelError: no such model, or a damaged file.
+        ModelError: no such model or decoder, a damaged file, a decoder of another token model, or realism for a decoder
+            that has none.
         ConfigError: the device or the kernel is not there.
+        ValueError: realism is out of range.
     """
-    path = find_model(name_or_path)
-    model = load_model(path)
+    path = find_model(model)
+    loaded = load_model(path)
+    loaded_decoder = load_decoder(find_decoder(decoder, path), realism=realism)
     try:
-        return Codec(model, device, kernel=kernel, threads=threads)
+        return Codec(loaded, loaded_decoder, device, kernel=kernel, threads=threads)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error

@@ -11,8 +11,8 @@ from pqmim.fixed_point import MAX_INNER
 
 STRIDE = 16
 """Pixels per side of a position."""
-NUM_LEVELS = 6
-"""Levels: trade-offs between rate and distortion that have codebooks and static priors of their own."""
+MAX_LEVELS = 64
+"""Most levels of a model: what a file has room for."""
 
 
 def _check(
@@ -45,8 +45,40 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class TransformConfig(Shape):
+    """One transform, analysis or synthesis.
+
+    Attributes:
+        latent_channels: D, channels of the latent.
+        channels: width of the convolutional path at strides 4, 8 and 16.
+        blocks: residual blocks at strides 4, 8 and 16.
+        latent_unit: grey levels (of 255) of an orthonormal basis function that make one unit of the latent.
+    """
+
+    latent_channels: int = 256
+    channels: tuple[int, int, int] = (64, 128, 192)
+    blocks: tuple[int, int, int] = (1, 1, 2)
+    latent_unit: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check("latent_channels", self.latent_channels, 1)
+        for size in self.channels:
+            _check("channels", size, 1)
+        for size in self.blocks:
+            _check("blocks", size, 0)
+        _check("latent_unit", self.latent_unit, above=0)
+
+    @property
+    def margin(self) -> int:
+        """Positions beyond which no input matters to an output: two 3 x 3 convolutions a block, and one more at stride
+        4."""
+        n4, n8, n16 = self.blocks
+        return math.ceil(2 * n16 + 2 * n8 / 2 + (2 * n4 + 1) / 4 + 1)
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig(Shape):
-    """Analysis and synthesis transforms.
+    """Analysis and synthesis that are trained together.
 
     Attributes:
         latent_channels: D, channels of the latent.
@@ -65,20 +97,37 @@ class AutoencoderConfig(Shape):
     latent_unit: float = 20.0
 
     def __post_init__(self) -> None:
-        _check("latent_channels", self.latent_channels, 1)
-        for name in ("channels", "synthesis_channels", "blocks", "synthesis_blocks"):
-            for size in getattr(self, name) or ():
-                _check(name, size, 0 if name.endswith("blocks") else 1)
-        _check("latent_unit", self.latent_unit, above=0)
+        assert self.analysis.latent_channels == self.synthesis.latent_channels  # each checks its own sizes
 
     @property
-    def margin(self) -> int:
-        """Positions beyond which no input of either transform matters to an output: two 3 x 3 convolutions a block, and
-        one more at stride 4."""
-        return max(
-            math.ceil(2 * n16 + 2 * n8 / 2 + (2 * n4 + 1) / 4 + 1)
-            for n4, n8, n16 in (self.blocks, self.synthesis_blocks or self.blocks)
+    def analysis(self) -> TransformConfig:
+        """The analysis alone."""
+        return TransformConfig(self.latent_channels, self.channels, self.blocks, self.latent_unit)
+
+    @property
+    def synthesis(self) -> TransformConfig:
+        """The synthesis alone."""
+        channels, blocks = self.synthesis_channels or self.channels, self.synthesis_blocks or self.blocks
+        return TransformConfig(self.latent_channels, channels, blocks, self.latent_unit)
+
+    @classmethod
+    def of(cls, analysis: TransformConfig, synthesis: TransformConfig) -> Self:
+        """The two together.
+
+        Raises:
+            ValueError: they have another latent.
+        """
+        pair = cls(
+            analysis.latent_channels,
+            analysis.channels,
+            analysis.blocks,
+            None if synthesis.channels == analysis.channels else synthesis.channels,
+            None if synthesis.blocks == analysis.blocks else synthesis.blocks,
+            analysis.latent_unit,
         )
+        if pair.synthesis != synthesis:
+            raise ValueError("analysis and synthesis have another latent")
+        return pair
 
 
 @dataclass(frozen=True)
@@ -88,28 +137,47 @@ class QuantizerConfig(Shape):
     Attributes:
         num_subquantizers: M.
         num_codewords: K, codewords per sub-quantizer.
+        num_levels: L, trade-offs between rate and distortion that have codebooks and static priors of their own.
         min_channel_rate: channels that cost fewer bits per position than this are dropped and decoded as their mean.
     """
 
     num_subquantizers: int = 32
     num_codewords: int = 256
+    num_levels: int = 6
     min_channel_rate: float = 0.002
 
     def __post_init__(self) -> None:
         _check("num_subquantizers", self.num_subquantizers, 1)
         _check("num_codewords", self.num_codewords, 2, 4096)
+        _check("num_levels", self.num_levels, 1, MAX_LEVELS)
 
 
 @dataclass(frozen=True)
 class TokenizerConfig(Shape):
-    """The tokenizer: transforms and quantizer."""
+    """A tokenizer in training: transforms and quantizer."""
 
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
 
     def __post_init__(self) -> None:
-        if self.autoencoder.latent_channels + self.quantizer.num_subquantizers + NUM_LEVELS > MAX_INNER:
-            raise ValueError(f"latent_channels + num_subquantizers must be at most {MAX_INNER - NUM_LEVELS}")
+        _check_inner(self.autoencoder.latent_channels, self.quantizer)
+
+
+@dataclass(frozen=True)
+class TokensConfig(Shape):
+    """What makes tokens of a picture: analysis and quantizer."""
+
+    analysis: TransformConfig = TransformConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+
+    def __post_init__(self) -> None:
+        _check_inner(self.analysis.latent_channels, self.quantizer)
+
+
+def _check_inner(latent_channels: int, sizes: QuantizerConfig) -> None:
+    """The first layer of the entropy model sees all channels, and a flag for each sub-quantizer and level."""
+    if latent_channels + sizes.num_subquantizers + sizes.num_levels > MAX_INNER:
+        raise ValueError(f"latent_channels + num_subquantizers + num_levels must be at most {MAX_INNER}")
 
 
 @dataclass(frozen=True)
@@ -213,9 +281,9 @@ class QualityRange(Shape):
 
 @dataclass(frozen=True)
 class ModelConfig(Shape):
-    """A whole model."""
+    """A token model."""
 
-    tokenizer: TokenizerConfig
+    tokenizer: TokensConfig
     entropy: EntropyModelConfig
     quality: QualityRange
 

@@ -82,5 +82,6 @@ class OutputError(PqmimError):
 class MissingExtraError(PqmimError):
     """An optional package is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"the package {package} is not installed; run: pip install 'pqmim[{extra}]'")
+    def __init__(self, package: str, extra: str = "", *, command: str | None = None) -> None:
+        install = command or f"pip install 'pqmim[{extra}]'"
+        super().__init__(f"the package {package} is not installed; run: {install}")

@@ -15,7 +15,7 @@ from pqmim.errors import DamagedFileError, LimitError, ModelMismatchError, Pqmim
 from pqmim.fill import expected_latent, sample
 from pqmim.image_io import Picture, decode_alpha, resize_picture, to_pillow
 from pqmim.metadata import Metadata
-from pqmim.model_files import shipped_models
+from pqmim.model_files import name_of_id
 from pqmim.networks import Networks
 from pqmim.options import Fill, FillOptions
 from pqmim.quantizer import Latent
@@ -33,8 +33,7 @@ class FileDecoder:
         """Read a container that this model decodes, and what is wrong with it if salvaging."""
         container, problem = bitstream.salvage(data) if salvage else (bitstream.parse(data), "")
         if not self._networks.model_id.startswith(container.model_id):
-            known = [model.name for model in shipped_models() if model.model_id.startswith(container.model_id)]
-            maker = container.model_id.hex() + "".join(f" ({name})" for name in known)
+            maker = name_of_id(container.model_id)
             raise ModelMismatchError(
                 f"made with model {maker}, this is {self._networks.model_id.hex()} ({self._networks.name})"
             )

@@ -11,24 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-LEVEL_END = (1.0, 2.7, 2.7, 2.7, 2.7)
-"""Coarsest w that a level applies, in multiples of the w that it was made for, where the next level takes over. The
-finest level ends early: its codewords are too few for it to gain much. Chosen on the validation photos."""
-LEVEL_START = (0.2, 0.53, 0.53, 0.53, 0.53)
-"""Finest w that the next level applies there, in multiples of its own."""
+FIRST_END, FIRST_START = 1.0, 0.2
+"""Coarsest w that the finest level applies, and finest w that the next one applies there, each in multiples of the w
+that the level was made for. It ends early: its codewords are too few for it to gain much. Chosen on the validation
+photos, as the next two."""
+OTHER_END, OTHER_START = 2.7, 0.53
+"""The same where any other level hands over to the next."""
+
+
+def level_ends(num_levels: int) -> list[float]:
+    """Coarsest w that each level but the last applies, in multiples of the w that it was made for."""
+    return [FIRST_END if level == 0 else OTHER_END for level in range(num_levels - 1)]
+
+
+def level_starts(num_levels: int) -> list[float]:
+    """Finest w that each level but the first applies, in multiples of the w that it was made for."""
+    return [FIRST_START if level == 1 else OTHER_START for level in range(1, num_levels)]
 
 
 class Levels:
     """The levels of a model.
 
     Args:
-        log_w: natural logarithms of the w that each of NUM_LEVELS levels was made for, ascending.
+        log_w: natural logarithms of the w that each level was made for, at least one, ascending.
     """
 
     def __init__(self, log_w: Sequence[float]) -> None:
         self._made_for = [float(value) for value in log_w]
-        self._ends = [made + math.log(end) for made, end in zip(self._made_for[:-1], LEVEL_END, strict=True)]
-        self._starts = [made + math.log(start) for made, start in zip(self._made_for[1:], LEVEL_START, strict=True)]
+        ends, starts = level_ends(len(log_w)), level_starts(len(log_w))
+        self._ends = [made + math.log(end) for made, end in zip(self._made_for[:-1], ends, strict=True)]
+        self._starts = [made + math.log(start) for made, start in zip(self._made_for[1:], starts, strict=True)]
         self._handovers = [(end + start) / 2 for end, start in zip(self._ends, self._starts, strict=True)]
 
     def __len__(self) -> int:
@@ -65,8 +77,12 @@ class Levels:
         """Slope, and a point (asked for, applied), of the line that a level's w follows, in logarithms.
 
         The line goes through the two handovers of the level. The outermost ones have but one, and the slope of their
-        neighbors.
+        neighbors; where there is no neighbor with two, it is 1.
         """
+        if not self._handovers:
+            return 1.0, 0.0, 0.0
+        if len(self._handovers) == 1:
+            return 1.0, self._handovers[0], self._ends[0] if level == 0 else self._starts[0]
         inner = min(max(level, 1), len(self._handovers) - 1)
         slope = (self._ends[inner] - self._starts[inner - 1]) / (self._handovers[inner] - self._handovers[inner - 1])
         if level == 0:

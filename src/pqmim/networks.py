@@ -1,7 +1,8 @@
-"""A model ready to compute: quantizer, transforms and entropy model of one model file, on this machine."""
+"""A token model and a decoder, ready to compute on this machine: quantizer, transforms and entropy model."""
 
 from __future__ import annotations
 
+from pqmim.decoder_files import DecoderFile, check_fits
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.model_files import ModelFile
 from pqmim.quantizer import ProductQuantizer, check_quantizer_weights
@@ -14,18 +15,23 @@ class Networks:
 
     Args:
         model: from `model_files.load_model`.
+        decoder: from `decoder_files.load_decoder`.
         device: "auto", "cpu" or "cuda", where the networks run.
         kernel: how the entropy model multiplies, one of `entropy_kernels.KERNELS`; None = the fastest that is exact.
         threads: to work with, at least 1; None = `runtime.default_threads`.
 
     Raises:
         ConfigError: the device or the kernel is not there.
-        ModelError: a weight is missing or out of bounds, or the graphs of the file cannot be used.
+        ModelError: the decoder is for another token model; a weight is missing or out of bounds, or the graphs of a
+            file cannot be used.
     """
 
-    def __init__(self, model: ModelFile, device: str, *, kernel: str | None, threads: int | None) -> None:
+    def __init__(
+        self, model: ModelFile, decoder: DecoderFile, device: str, *, kernel: str | None, threads: int | None
+    ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, not {threads}")
+        check_fits(decoder, model)
         self.name = model.name
         self.model_id = model.model_id
         self.device = resolve_device(device)
@@ -33,7 +39,7 @@ class Networks:
         self._quality = model.config.quality
         check_quantizer_weights(model.tensors, model.config.tokenizer)
         self.quantizer = ProductQuantizer(model.tensors, workers)
-        self.transforms = Transforms(model, threads=workers.threads, device=self.device)
+        self.transforms = Transforms(model, decoder, threads=workers.threads, device=self.device)
         self.entropy_model = ExactEntropyModel(model, workers, kernel=kernel, device=self.device)
 
     def w(self, quality: float) -> float:

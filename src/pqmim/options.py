@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from pqmim.bitstream import SCALES
 
+DEFAULT_MODEL = "photo"
+"""The shipped token model that is taken where none is named."""
 MAX_PIXELS = 100_000_000
 """Default limit on width x height, against files that ask for more memory than there is."""
 

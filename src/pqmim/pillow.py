@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 FORMAT = "PQM"
 DECODE_MODEL: str | os.PathLike[str] | None = None
-"""Name or path of the model that decodes all files; None = the shipped model that a file names."""
+"""Name or path of the token model that decodes all files; None = the shipped one that a file names."""
+DECODER: str | os.PathLike[str] | None = None
+"""Name or path of the decoder that makes all pictures; None = the default one of the token model."""
+REALISM: float | None = None
+"""0 to 1, of a decoder that synthesises detail, how much of it; None = 1. No other decoder has it."""
 DECODE_THREADS: int | None = None
 """Threads that decode a picture; None = the cores, at most 8. 1 suits processes that are many already."""
 
@@ -107,7 +111,8 @@ class PqmImageFile(ImageFile.ImageFile):
         if self._problem and not ImageFile.LOAD_TRUNCATED_IMAGES:
             raise OSError(f"image file is truncated or damaged ({self._problem})")
         try:
-            codec = decoding_codec(salvage(data)[0].model_id, DECODE_MODEL, threads=DECODE_THREADS)
+            model_id = salvage(data)[0].model_id
+            codec = decoding_codec(model_id, DECODE_MODEL, DECODER, realism=REALISM, threads=DECODE_THREADS)
             # Pillow's own limit on pixels was asked when the file was opened.
             decoded = codec.decode_with_report(data, salvage=bool(self._problem), max_pixels=self.width * self.height)
         except PqmimError as error:
@@ -123,7 +128,9 @@ def _accept(prefix: bytes) -> bool:
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     """Write a picture; the parameters of `Image.save` are those of `pqmim.encode` and of `EncodeOptions`."""
     asked: dict[str, Any] = image.encoderinfo
-    arguments = {name: asked[name] for name in ("quality", "target_bytes", "target_bpp", "model") if name in asked}
+    arguments = {
+        name: asked[name] for name in ("quality", "target_bytes", "target_bpp", "model", "decoder") if name in asked
+    }
     options = {field.name: asked[field.name] for field in fields(EncodeOptions) if field.name in asked}
     try:
         data = pqmim.encode(image, options=EncodeOptions(**options), **arguments)

@@ -21,12 +21,14 @@ from pqmim.codec import Codec
 from pqmim.errors import LimitError, TargetError
 from pqmim.image_io import ImageLike, decode_alpha, encode_alpha, load_picture, to_pillow
 from pqmim.loaded import decoding_codec, loaded_codec
-from pqmim.options import MAX_PIXELS, EncodeOptions
+from pqmim.options import DEFAULT_MODEL, MAX_PIXELS, EncodeOptions
 
 Color = tuple[int, int, int]
 """Red, green, blue, 0 to 255, sRGB."""
 Model = str | os.PathLike[str] | Codec
-"""Name of a shipped model, path of a model, or a codec that is loaded."""
+"""Name of a shipped token model, path of one, or a codec that is loaded."""
+Decoder = str | os.PathLike[str] | None
+"""Name or path of a decoder, None = the default one; of no effect beside a codec that is loaded."""
 
 SIDES = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Longer sides of the copies that may be coded, pixels."""
@@ -50,7 +52,8 @@ def encode(
     image: ImageLike,
     max_bytes: int = 200,
     *,
-    model: Model = "small",
+    model: Model = DEFAULT_MODEL,
+    decoder: Decoder = None,
     background: Color = _WHITE,
 ) -> bytes:
     """Make a preview.
@@ -64,6 +67,7 @@ def encode(
         image: as `pqmim.encode` takes it.
         max_bytes: largest size of the preview.
         model: that codes it.
+        decoder: that it is made for; every other one decodes it, too.
         background: where there is no room for alpha.
 
     Returns:
@@ -78,7 +82,7 @@ def encode(
     """
     if max_bytes < 1:
         raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
-    codec = model if isinstance(model, Codec) else loaded_codec(model, device="cpu", threads=THREADS)
+    codec = model if isinstance(model, Codec) else loaded_codec(model, decoder, device="cpu", threads=THREADS)
     whole = to_pillow(load_picture(image, max_pixels=MAX_PIXELS))
     if whole.mode == "RGBA" and whole.getchannel("A").getextrema() == (255, 255):
         whole = whole.convert("RGB")
@@ -93,12 +97,13 @@ def encode(
     return preview
 
 
-def decode(data: bytes, max_side: int = 96, *, model: Model | None = None) -> Image.Image:
+def decode(data: bytes, max_side: int = 96, *, model: Model | None = None, decoder: Decoder = None) -> Image.Image:
     """Decode a preview, or any other .pqm file, as a small picture.
 
     Args:
         max_side: longer side of the result, pixels, at least 1; a smaller picture is scaled up.
-        model: that decodes it; None takes the shipped model that the file names.
+        model: None takes the shipped token model that the file names.
+        decoder: that makes the picture.
 
     Returns:
         RGB, or RGBA if the preview has alpha.
@@ -111,7 +116,7 @@ def decode(data: bytes, max_side: int = 96, *, model: Model | None = None) -> Im
     """
     if max_side < 1:
         raise ValueError(f"max_side must be at least 1, not {max_side}")
-    return _coded_picture(data, model).resize(_fitting(aspect_ratio(data), max_side), _SMOOTH)
+    return _coded_picture(data, model, decoder).resize(_fitting(aspect_ratio(data), max_side), _SMOOTH)
 
 
 def to_data_url(
@@ -120,11 +125,12 @@ def to_data_url(
     format: Literal["webp", "png"] = "webp",  # noqa: A002 (as Pillow calls it)
     *,
     model: Model | None = None,
+    decoder: Decoder = None,
 ) -> str:
     """Decode a preview as a picture that every page can show.
 
     Args:
-        max_side, model: as in `decode`; errors as there.
+        max_side, model, decoder: as in `decode`; errors as there.
         format: "webp", small and lossy, or "png".
 
     Returns:
@@ -133,11 +139,13 @@ def to_data_url(
     if format not in ("webp", "png"):
         raise ValueError(f"format must be webp or png, not {format!r}")
     file = io.BytesIO()
-    decode(data, max_side, model=model).save(file, format.upper(), quality=WEBP_QUALITY, method=6, optimize=True)
+    decode(data, max_side, model=model, decoder=decoder).save(
+        file, format.upper(), quality=WEBP_QUALITY, method=6, optimize=True
+    )
     return f"data:image/{format};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def average_color(data: bytes, *, model: Model | None = None) -> Color:
+def average_color(data: bytes, *, model: Model | None = None, decoder: Decoder = None) -> Color:
     """Mean color of what is visible in a preview.
 
     Not even the first bytes of a file say anything without the network, so this decodes the picture; errors as in
@@ -146,7 +154,7 @@ def average_color(data: bytes, *, model: Model | None = None) -> Color:
     Returns:
         Mean of the sRGB values, weighted by alpha.
     """
-    return _mean_of_visible(_coded_picture(data, model))
+    return _mean_of_visible(_coded_picture(data, model, decoder))
 
 
 def aspect_ratio(data: bytes) -> float:
@@ -249,7 +257,7 @@ def _error(wanted: Image.Image, shown: Image.Image) -> float:
     return float(sum(np.square(np.asarray(a, np.float64) - np.asarray(b)).sum() for a, b in pairs))
 
 
-def _coded_picture(data: bytes, model: Model | None) -> Image.Image:
+def _coded_picture(data: bytes, model: Model | None, decoder: Decoder) -> Image.Image:
     """Picture of a file in the size in which it was coded.
 
     Raises:
@@ -260,7 +268,7 @@ def _coded_picture(data: bytes, model: Model | None) -> Image.Image:
         raise LimitError(f"{container.width} x {container.height} pixels are above the limit of {MAX_PIXELS:,}")
     codec = model
     if not isinstance(codec, Codec):
-        codec = decoding_codec(container.model_id, codec, device="cpu", threads=THREADS)
+        codec = decoding_codec(container.model_id, codec, decoder, device="cpu", threads=THREADS)
     picture = codec.decode(pack(at_coded_size(container)))
     if container.alpha is not None:
         alpha = Image.fromarray(decode_alpha(container.alpha, container.width, container.height))

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pqmim.config import NUM_LEVELS, TokenizerConfig
+from pqmim.config import TokensConfig
 from pqmim.errors import ModelError
 from pqmim.levels import Levels
 from pqmim.runtime import Workers
@@ -40,22 +40,22 @@ Tokens = NDArray[np.int64]
 """(M, h, w), in [0, K)."""
 
 
-def check_quantizer_weights(tensors: Mapping[str, NDArray[Any]], config: TokenizerConfig) -> None:
+def check_quantizer_weights(tensors: Mapping[str, NDArray[Any]], config: TokensConfig) -> None:
     """Refuse weights that are missing, or do not fit together.
 
     Raises:
         ModelError: names the tensor.
     """
-    m, k = config.quantizer.num_subquantizers, config.quantizer.num_codewords
-    num_channels = config.autoencoder.latent_channels
+    sizes, num_channels = config.quantizer, config.analysis.latent_channels
+    num_levels, m, k = sizes.num_levels, sizes.num_subquantizers, sizes.num_codewords
     num_kept = len(tensors[PREFIX + "order"]) if PREFIX + "order" in tensors else 0
     for name, kind, shape in (
         ("order", np.int64, (num_kept,)),
         ("boundaries_tensor", np.int64, (m + 1,)),
-        ("codebook", np.float16, (NUM_LEVELS, k, num_kept)),
+        ("codebook", np.float16, (num_levels, k, num_kept)),
         ("default", np.float16, (num_channels,)),
-        ("prior_logits", np.float16, (NUM_LEVELS, m, k)),
-        ("level_log_w", np.float16, (NUM_LEVELS,)),
+        ("prior_logits", np.float16, (num_levels, m, k)),
+        ("level_log_w", np.float16, (num_levels,)),
     ):
         tensor = tensors.get(PREFIX + name)
         if tensor is None or tensor.dtype != kind or tensor.shape != shape:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pqmim.bitstream import parse
 from pqmim.loaded import decoding_codec, loaded_codec
-from pqmim.options import EncodeOptions, FillOptions
+from pqmim.options import DEFAULT_MODEL, EncodeOptions, FillOptions
 from pqmim.reporting import Failure
 
 Batch = dict[str, NDArray[Any]]
@@ -55,7 +55,8 @@ class Encode:
     """Pictures -> .pqm files.
 
     Args:
-        model: name of a shipped model, or path of a model that every machine has.
+        model: name of a shipped token model, or path of one that every machine has.
+        decoder: whose pictures the encoder corrects, name or path; None = the default one.
         quality, target_bytes, target_bpp, options: as `Codec.encode` takes them.
         device: "auto", "cpu" or "cuda"; give `num_gpus` to `map_batches` as well.
         threads: of the networks in each actor.
@@ -66,8 +67,9 @@ class Encode:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] = "small",
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
         *,
+        decoder: str | os.PathLike[str] | None = None,
         quality: float = 50.0,
         target_bytes: int | None = None,
         target_bpp: float | None = None,
@@ -75,7 +77,7 @@ class Encode:
         device: str = "auto",
         threads: int = 1,
     ) -> None:
-        self._codec = loaded_codec(model, device=device, threads=threads)
+        self._codec = loaded_codec(model, decoder, device=device, threads=threads)
         self._quality, self._target_bytes, self._target_bpp = quality, target_bytes, target_bpp
         self._options = options
 
@@ -109,7 +111,8 @@ class Decode:
     """.pqm files -> pictures.
 
     Args:
-        model: name or path; None = the shipped model that a file names.
+        model: name or path; None = the shipped token model that a file names.
+        decoder, realism: as `load_codec` takes them.
         options: as `Codec.decode` takes them.
         picture_format: of the pictures, as Pillow calls it.
         device, threads: as in `Encode`.
@@ -122,15 +125,18 @@ class Decode:
         self,
         model: str | os.PathLike[str] | None = None,
         *,
+        decoder: str | os.PathLike[str] | None = None,
+        realism: float | None = None,
         options: FillOptions | None = None,
         picture_format: str = "PNG",
         device: str = "auto",
         threads: int = 1,
     ) -> None:
         self._model, self._options, self._format = model, options, picture_format
+        self._decoder, self._realism = decoder, realism
         self._device, self._threads = device, threads
         if model is not None:
-            loaded_codec(model, device=device, threads=threads)
+            loaded_codec(model, decoder, realism=realism, device=device, threads=threads)
 
     def __call__(self, batch: Batch) -> Batch:
         """Decode a batch.
@@ -148,7 +154,14 @@ class Decode:
         return _timed(self._decoded, data)
 
     def _decoded(self, data: bytes) -> Coded:
-        codec = decoding_codec(parse(data).model_id, self._model, device=self._device, threads=self._threads)
+        codec = decoding_codec(
+            parse(data).model_id,
+            self._model,
+            self._decoder,
+            realism=self._realism,
+            device=self._device,
+            threads=self._threads,
+        )
         file = io.BytesIO()
         codec.decode(data, options=self._options).save(file, self._format)
         return _described(data, file.getvalue())

@@ -1,4 +1,4 @@
-"""Networks at run time: ONNX Runtime sessions over the tensors of a model file, and the threads that run them.
+"""Networks at run time: ONNX Runtime sessions over the tensors of a file, and the threads that run them.
 
 Nothing here waits by spinning: on a busy machine a thread that spins takes the core from the one that it waits for.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pqmim.cores import num_usable_cores
 from pqmim.errors import ConfigError, ModelError
-from pqmim.model_files import ModelFile
+from pqmim.model_files import NetworkFile
 from pqmim.options import Device
 
 MAX_THREADS = 8
@@ -51,7 +51,7 @@ class Session:
 
     def __init__(
         self,
-        model: ModelFile,
+        model: NetworkFile,
         name: str,
         *,
         layer: int = 0,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pqmim.codec import Codec
+from pqmim.decoder_files import find_decoder, load_decoder
 from pqmim.entropy_kernels import exact_kernels
 from pqmim.errors import BitstreamError, ModelError
 from pqmim.model_files import find_model, load_model
@@ -40,9 +41,9 @@ class Check:
 def read_golden() -> dict[str, dict[str, Any]]:
     """What is known of each golden file, by file name.
 
-    Keys: `model` name; `tokens`, SHA-256 (hex) as of `Codec.token_hash`; `width` and `height` in pixels;
-    `alpha`, SHA-256 of the alpha channel's bytes or null; `thumbnail`, 8 x 8 RGB averages of the pixels as a
-    flat list.
+    Keys: `model` and `decoder`, names of those that it was made with; `tokens`, SHA-256 (hex) as of `Codec.token_hash`;
+    `width` and `height` in pixels; `alpha`, SHA-256 of the alpha channel's bytes or null; `thumbnail`, 8 x 8 RGB
+    averages of the pixels that the decoder makes, as a flat list.
 
     Raises:
         ModelError: the package lacks them.
@@ -69,11 +70,12 @@ def run(device: str = "auto") -> Iterator[Check]:
     golden = read_golden()
     places = {Device.CPU, resolve_device(device)} if device == Device.AUTO else {resolve_device(device)}
     for name in sorted({facts["model"] for facts in golden.values()}):
-        model = load_model(find_model(name))
+        path = find_model(name)
+        model, decoder = load_model(path), load_decoder(find_decoder(None, path))
         for place in sorted(places):
             # On a GPU the codec itself decides what it trusts it with.
             for kernel in exact_kernels(model) if place is Device.CPU else (None,):
-                codec = Codec(model, place, kernel=kernel)
+                codec = Codec(model, decoder, place, kernel=kernel)
                 for file, facts in golden.items():
                     if facts["model"] == name:
                         yield Check(f"{file} ({place}, {codec.kernel})", _problem_of(codec, file, facts["tokens"]))

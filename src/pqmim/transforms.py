@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.config import STRIDE
+from pqmim.decoder_files import DecoderFile
 from pqmim.distortion import Distortion, SquaredError
-from pqmim.model_files import ModelFile
+from pqmim.model_files import ModelFile, NetworkFile
 from pqmim.options import Device
 from pqmim.quantizer import Latent
 from pqmim.runtime import Session, providers_of
@@ -28,21 +29,23 @@ class Transforms:
     """Analysis and synthesis for whole pictures.
 
     Args:
+        model: whose analysis it is.
+        decoder: whose synthesis it is.
         threads: that work on one tile.
         device: where they run.
 
     Attributes:
-        margin: positions around a tile that matter to it.
+        margin: positions around a tile that matter to the synthesis.
         energy: what a latent step of one moves the sum of squared errors (pixels in [0, 1]) by, if the synthesis were
             linear and orthonormal.
     """
 
-    def __init__(self, model: ModelFile, *, threads: int, device: Device = Device.CPU) -> None:
-        self._model = model
+    def __init__(self, model: ModelFile, decoder: DecoderFile, *, threads: int, device: Device = Device.CPU) -> None:
+        self._model, self._decoder = model, decoder
         self._threads, self._providers = threads, providers_of(device)
-        autoencoder = model.config.tokenizer.autoencoder
-        self.margin = autoencoder.margin
-        self.energy = (autoencoder.latent_unit / 255) ** 2
+        self._analysis_margin = model.config.tokenizer.analysis.margin
+        self.margin = decoder.config.margin
+        self.energy = (decoder.config.latent_unit / 255) ** 2
 
     def analyze(self, pixels: NDArray[np.uint8]) -> Latent:
         """(H, W, 3) uint8, sides multiples of the stride -> latent (1, D, h, w)."""
@@ -52,7 +55,7 @@ class Transforms:
             return np.asarray(z[0].transpose(1, 2, 0))
 
         height, width = pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE
-        z = assemble_tiles(analyze, height, width, 1, self.margin)
+        z = assemble_tiles(analyze, height, width, 1, self._analysis_margin)
         return np.ascontiguousarray(z.transpose(2, 0, 1)[None])
 
     def synthesize(
@@ -109,22 +112,22 @@ class Transforms:
 
     @cached_property
     def _analysis(self) -> Session:
-        return self._session("analysis")
+        return self._session(self._model, "analysis")
 
     @cached_property
     def _synthesis(self) -> Session:
-        return self._session("synthesis")
+        return self._session(self._decoder, "synthesis")
 
     @cached_property
     def _forward(self) -> Session:
-        return self._session("synthesis_forward")
+        return self._session(self._decoder, "synthesis_forward")
 
     @cached_property
     def _vjp(self) -> Session:
-        return self._session("synthesis_vjp")
+        return self._session(self._decoder, "synthesis_vjp")
 
-    def _session(self, name: str) -> Session:
-        return Session(self._model, name, threads=self._threads, providers=self._providers, level="all")
+    def _session(self, file: NetworkFile, name: str) -> Session:
+        return Session(file, name, threads=self._threads, providers=self._providers, level="all")
 
 
 def crop(pixels: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:

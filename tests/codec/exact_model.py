@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-from pqmim.config import EntropyModelConfig, ModelConfig, QualityRange, QuantizerConfig, TokenizerConfig
+from pqmim.config import EntropyModelConfig, ModelConfig, QualityRange, QuantizerConfig, TokensConfig
 from pqmim.entropy_weights import embed_inputs
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.fixed_point import MAX_INNER
@@ -115,8 +115,8 @@ def model_file() -> ModelFile:
         graphs = {name: Graph(file.get_tensor(name).tobytes(), weights[name]) for name in weights}
     tensors = {f"entropy.{name}": tensor for name, tensor in exact_tensors().items()}
     tensors["tokenizer.quantizer.boundaries_tensor"] = np.array(BOUNDARIES)
-    tokenizer = TokenizerConfig(quantizer=QuantizerConfig(len(RUNS), NUM_CODEWORDS))
-    return ModelFile("formula", bytes(4), ModelConfig(tokenizer, CONFIG, QualityRange()), tensors, graphs, {})
+    tokens = TokensConfig(quantizer=QuantizerConfig(len(RUNS), NUM_CODEWORDS, NUM_LEVELS))
+    return ModelFile("formula", tensors, graphs, {}, bytes(4), ModelConfig(tokens, CONFIG, QualityRange()))
 
 
 def exact_model(kernel: str | None = None, threads: int = 1) -> ExactEntropyModel:

@@ -22,6 +22,7 @@ from pqmim.bitstream import (
     VERSION,
     Container,
     at_coded_size,
+    is_pqm,
     overhead,
     pack,
     parse,
@@ -43,7 +44,7 @@ FULL_EXAMPLE = Container(
     width=60,
     height=19,
     model_id=bytes.fromhex("C0FFEE01"),
-    level=9,
+    level=40,
     scale=2,
     payload=bytes.fromhex("EFFEDF"),
     token_check=token_check(bytes.fromhex("00 00 02 00 03 00 01 00")),
@@ -144,7 +145,7 @@ def test_constants_of_the_format_page() -> None:
     for magic in (MAGIC, MINI_MAGIC):
         assert f"| `{magic.hex(' ').upper()}`" in FORMAT_PAGE
     assert f"format, version {VERSION}." in FORMAT_PAGE
-    assert (MAX_DIMENSION, MAX_LEVEL, MINI_MAX_LEVEL, MINI_MAX_PAYLOAD) == (2**21, 15, 7, 1024)
+    assert (MAX_DIMENSION, MAX_LEVEL, MINI_MAX_LEVEL, MINI_MAX_PAYLOAD) == (2**21, 63, 31, 1024)
     assert f"1 to 2^{MAX_METADATA_BYTES.bit_length() - 1} |" in FORMAT_PAGE
     assert token_check(b"123456789") == 0x31C3  # the check value of CRC-16/XMODEM
     # The mini form's CRC-16 is the one whose check value is 0xD64E (CRC-16/GENIBUS).
@@ -269,14 +270,15 @@ def test_each_cause_has_its_error() -> None:
     for length in (1, 2, 3, 8):
         with pytest.raises(TruncatedFileError, match=f"after {length} bytes"):
             parse(mini[:length])
-    with pytest.raises(UnsupportedFileError, match="format version 1; this release reads version 2"):
+    with pytest.raises(UnsupportedFileError, match="format version 1; this release reads version 3"):
         parse(good[:4] + b"\x10" + good[5:])
     with pytest.raises(UnsupportedFileError, match="flags 0b1000"):
-        parse(good[:4] + b"\x28" + good[5:])
-    with pytest.raises(UnsupportedFileError, match="settings 0b01011001"):
-        parse(with_checksum(good[:9] + b"\x59" + good[10:-4]))
-    with pytest.raises(UnsupportedFileError, match="mini form 2"):
-        parse(mini[:2] + b"\x90" + mini[3:])
+        parse(good[:4] + b"\x38" + good[5:])
+    for earlier in (good[:4] + b"\x20" + good[5:], b"\x8d\x70" + mini[2:], b"\x8d\x70\x10"):
+        for read in (parse, lambda data: salvage(data)):
+            with pytest.raises(UnsupportedFileError, match=r"^made by pqmim 0\.2 or 0\.3, whose files"):
+                read(earlier)
+        assert is_pqm(earlier)
     for bad in (good[:-1], good + b"\0", good + good, mini[:-1], mini + mini):
         with pytest.raises(DamagedFileError, match="checksum"):
             parse(bad)
@@ -304,7 +306,7 @@ def test_each_cause_has_its_error() -> None:
     ],
 )
 def test_fields_that_do_not_fit(flags: int, fields: str, cause: str) -> None:
-    start = MAGIC + bytes([VERSION << 4 | flags]) + bytes(4) + b"\x0f"
+    start = MAGIC + bytes([VERSION << 4 | flags]) + bytes(4) + b"\x3f"
     data = with_checksum(start + bytes.fromhex(fields))
     with pytest.raises(TruncatedFileError if len(data) < 16 else DamagedFileError, match=cause):
         parse(data)
@@ -332,7 +334,7 @@ def test_the_other_form_is_refused(flags: int) -> None:
         (FULL_EXAMPLE, {"model_id": b"abc"}),
         (FULL_EXAMPLE, {"model_id": b"ab"}),
         (FULL_EXAMPLE, {"level": -1}),
-        (FULL_EXAMPLE, {"level": 16}),
+        (FULL_EXAMPLE, {"level": 64}),
         (FULL_EXAMPLE, {"scale": 3}),
         (FULL_EXAMPLE, {"scale": 16}),
         (FULL_EXAMPLE, {"token_check": 1 << 16}),
@@ -489,9 +491,7 @@ def test_salvage_needs_a_header() -> None:
         salvage(good[:4])
     with pytest.raises(UnsupportedFileError, match="version 1"):
         salvage(good[:4] + b"\x10" + good[5:])
-    with pytest.raises(UnsupportedFileError, match="settings"):
-        salvage(good[:9] + b"\xff" + good[10:])
     with pytest.raises(DamagedFileError, match="past the end"):
         salvage(good[:11])
     with pytest.raises(DamagedFileError, match="not in its shortest form"):  # written so; nothing was cut
-        salvage(with_checksum(MAGIC + b"\x21" + bytes(7)))
+        salvage(with_checksum(MAGIC + b"\x31" + bytes(7)))

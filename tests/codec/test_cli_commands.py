@@ -13,6 +13,7 @@ from PIL import Image
 
 from pqmim import model_files
 from pqmim.bitstream import parse
+from pqmim.decoder_files import decoders_beside
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -64,11 +65,16 @@ def test_models_lists_what_is_shipped(pqmim: Pqmim) -> None:
     shipped = model_files.shipped_models()
     result = pqmim("models")
     assert result.exit_code == 0
-    assert [line.split()[:2] for line in result.stdout.splitlines()] == [
-        [model.name, model.model_id.hex()] for model in shipped
+    (photo,) = shipped
+    decoders = decoders_beside(photo.path)
+    assert [line.split("  ")[:-2] for line in result.stdout.splitlines()] == [
+        ["photo", photo.model_id.hex()],
+        *(["", f"decoder {decoder.name}", decoder.decoder_id.hex()] for decoder in decoders),
     ]
     records = [json.loads(line) for line in pqmim("models", "--json").stdout.splitlines()]
-    assert [record["bytes"] for record in records] == [model.path.stat().st_size for model in shipped]
+    assert [record["bytes"] for record in records] == [entry.path.stat().st_size for entry in (photo, *decoders)]
+    assert [record.get("has_realism") for record in records] == [None, False, False]
+    assert all(record["description"] for record in records)
 
 
 def test_selftest_prints_a_line_for_each_check(pqmim: Pqmim, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,8 +212,8 @@ def test_a_header_costs_no_more_than_its_bytes_deserve(
 ) -> None:
     decoded = []
 
-    def load_codec(model: str, **options: Any) -> Any:
-        return SimpleNamespace(name=model, model_id=b"", decode_tokens=decode_tokens)
+    def load_codec(model: str, decoder: None, **options: Any) -> Any:
+        return SimpleNamespace(name=model, model_id=b"", decoder_name="fine", decode_tokens=decode_tokens)
 
     def decode_tokens(data: bytes) -> Any:
         import numpy as np

@@ -199,7 +199,9 @@ def test_shells_complete_commands_options_and_models(tmp_path: Path, which: str)
 
     assert "truncate" in completions("pqmim tr")
     assert "--target-bytes" in completions("pqmim encode --target")
-    assert "small" in completions("pqmim encode --model sm")
+    assert "photo" in completions("pqmim encode --model ph")
+    assert "fine" in completions("pqmim encode --for fi")
+    assert "fast" in completions("pqmim decode --decoder fa")
 
 
 def test_warnings_are_in_the_json_records(pqmim: Pqmim) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pqmim.bitstream import MAX_LEVEL, pack, parse, smallest_size, truncate
 from pqmim.codec import Codec, load_codec
-from pqmim.config import NUM_LEVELS
+from pqmim.decoder_files import load_decoder
 from pqmim.encoder import EncodedTokens, PictureEncoder
 from pqmim.entropy_kernels import exact_kernels
 from pqmim.errors import (
@@ -30,10 +30,13 @@ from pqmim.errors import (
     TargetError,
     TokenCheckError,
 )
-from pqmim.model_files import MODEL_FILE, compute_model_id, load_model
+from pqmim.model_files import MODEL_FILE, compute_model_id, content_hash, load_model, parse_tensors
 from pqmim.options import EncodeOptions, Fill, FillOptions, Region, Tune
 from pqmim.rate_control import MAX_ENCODINGS
 from pqmim.runtime import default_threads
+
+TINY_LEVELS = 6
+"""Of the tiny model."""
 
 
 @pytest.fixture(scope="module")
@@ -486,8 +489,8 @@ def with_other_weights(path: Path) -> bytes:
     tensors = dict(load_model(path).tensors)
     name = "entropy.token_bias"
     tensors[name] = tensors[name] + np.arange(tensors[name].shape[-1], dtype=np.int32)
-    metadata["model_id"] = compute_model_id(metadata["config"], tensors).hex()
-    metadata["name"] = "other"
+    metadata |= {"name": "other", "model_id": compute_model_id(metadata["config"], tensors).hex()}
+    metadata["content_hash"] = content_hash(metadata, parse_tensors(data, "") | {name: tensors[name]})
     header["__metadata__"]["pqmim"] = json.dumps(metadata)
     start, stop = (8 + length + offset for offset in header[name]["data_offsets"])
     encoded = json.dumps(header).encode()
@@ -498,7 +501,10 @@ def test_files_of_another_model_are_refused_by_name(
     codec: Codec, tiny_model: Path, photo: Image.Image, tmp_path: Path
 ) -> None:
     (tmp_path / MODEL_FILE).write_bytes(with_other_weights(tiny_model / MODEL_FILE))
-    other = load_codec(tmp_path, device="cpu")
+    with pytest.raises(ModelError, match=r"the decoder fine is for the token model \w{8}, not for \w{8} \(other\)"):
+        load_codec(tmp_path, tiny_model / "fine.safetensors", device="cpu")
+    model = load_model(tmp_path / MODEL_FILE)
+    other = Codec(model, replace(load_decoder(tiny_model / "fine.safetensors"), token_model=model.model_id), "cpu")
     assert other.name == "other"
     assert other.model_id != codec.model_id
     data = other.encode(photo)
@@ -511,7 +517,7 @@ def test_files_of_another_model_are_refused_by_name(
 
 def test_levels_that_the_model_does_not_have_are_refused(codec: Codec, photo: Image.Image) -> None:
     container = replace(parse(codec.encode(photo)), model_id=codec.model_id, token_check=0)
-    for level in (NUM_LEVELS, MAX_LEVEL):
+    for level in (TINY_LEVELS, MAX_LEVEL):
         with pytest.raises(DamagedFileError, match=f"level {level} "):
             codec.decode(pack(replace(container, level=level)))
 
@@ -520,7 +526,7 @@ def test_another_level_does_not_decode(codec: Codec) -> None:
     picture = Image.fromarray(synthetic_photo(160, 160))
     picture.putalpha(Image.linear_gradient("L").resize(picture.size))  # the full form has a token check
     container = parse(codec.encode(picture, quality=100))
-    for level in range(1, NUM_LEVELS):
+    for level in range(1, TINY_LEVELS):
         with pytest.raises((DamagedFileError, TokenCheckError)):
             codec.decode(pack(replace(container, level=level)))
 
@@ -565,7 +571,11 @@ def test_model_files_from_anywhere(codec: Codec, tiny_model: Path, tmp_path: Pat
     path = tmp_path / ("my model.bin" if source == "renamed" else MODEL_FILE)
     path.write_bytes(data)
     path.chmod(0o400 if source == "read-only" else 0o600)
-    other = Codec(load_model(data), "cpu") if source == "bytes" else load_codec(path, device="cpu")
+    decoder = tiny_model / "fine.safetensors"
+    if source == "bytes":
+        other = Codec(load_model(data), load_decoder(decoder.read_bytes()), "cpu")
+    else:
+        other = load_codec(path, decoder, device="cpu")
     photo = synthetic_photo(64, 80)
     file = codec.encode(photo)
     assert other.encode(photo) == file

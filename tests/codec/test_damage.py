@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 
 from pqmim.bitstream import MAX_DIMENSION, MAX_LEVEL, Container, pack, parse
 from pqmim.cli import app
-from pqmim.config import NUM_LEVELS
 from pqmim.errors import (
     BitstreamError,
     DamagedFileError,
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
     from pqmim.codec import Codec
 
 SIZES = [(1, 1), (40, 24), (33, 50)]
+
+TINY_LEVELS = 6
+"""Of the tiny model."""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def with_other_payload(data: bytes, rng: random.Random) -> Iterator[bytes]:
     yield pack(replace(container, width=container.width + 16))
     yield pack(replace(container, height=container.height + 16))
     yield pack(replace(container, width=3000, height=1))
-    yield pack(replace(container, level=(container.level + 1) % NUM_LEVELS))
+    yield pack(replace(container, level=(container.level + 1) % TINY_LEVELS))
 
 
 def hiddenly_damaged(good_files: list[bytes], model_id: bytes, rng: random.Random) -> Iterator[bytes]:
@@ -121,7 +123,7 @@ def hiddenly_damaged(good_files: list[bytes], model_id: bytes, rng: random.Rando
         yield pack(replace(container, payload=payload + rng.randbytes(40)))
         yield pack(replace(container, width=MAX_DIMENSION, height=MAX_DIMENSION))
         yield pack(replace(container, model_id=bytes(4)))
-        yield pack(replace(container, level=NUM_LEVELS))
+        yield pack(replace(container, level=TINY_LEVELS))
         yield pack(replace(container, level=MAX_LEVEL, token_check=0))
         yield pack(replace(container, alpha=b"no picture", token_check=0))
         yield pack(replace(container, metadata=rng.randbytes(30), token_check=0))
@@ -248,8 +250,8 @@ def test_the_cause_is_told(codec: "Codec", good_files: list[bytes]) -> None:
     container = replace(parse(good_files[1]), model_id=codec.model_id)
     with pytest.raises(ModelMismatchError, match="0000"):
         codec.decode(pack(replace(container, model_id=bytes(4))))
-    with pytest.raises(DamagedFileError, match=f"level {NUM_LEVELS} does not exist"):
-        codec.decode(pack(replace(container, level=NUM_LEVELS)))
+    with pytest.raises(DamagedFileError, match=f"level {TINY_LEVELS} does not exist"):
+        codec.decode(pack(replace(container, level=TINY_LEVELS)))
     with pytest.raises(LimitError):
         codec.decode(pack(Container(MAX_DIMENSION, MAX_DIMENSION, codec.model_id, 0, 1, b"")))
     with pytest.raises(NotAPqmFileError, match="empty"):

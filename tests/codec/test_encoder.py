@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import synthetic_photo
 
-from pqmim.config import NUM_LEVELS
+from pqmim.decoder_files import load_decoder
 from pqmim.encoder import LEVEL_REACH, MAX_ACTIVITY_FACTOR, EncodedTokens, PictureEncoder, activity_factors
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.file_decoder import tiles_of
@@ -27,12 +27,15 @@ from pqmim.transforms import Transforms
 LATENT_UNIT = 20.0
 """Grey levels that make one unit of the tiny model's latent."""
 
+TINY_LEVELS = 6
+"""Of the tiny model."""
+
 
 @pytest.fixture(scope="module")
 def networks(tiny_model: Path) -> Networks:
     model = load_model(tiny_model / MODEL_FILE)
-    assert model.config.tokenizer.autoencoder.latent_unit == LATENT_UNIT
-    return Networks(model, "cpu", kernel="float32", threads=1)
+    assert model.config.tokenizer.analysis.latent_unit == LATENT_UNIT
+    return Networks(model, load_decoder(tiny_model / "fine.safetensors"), "cpu", kernel="float32", threads=1)
 
 
 def encoder_of(networks: Networks, rgb: np.ndarray, **options: object) -> PictureEncoder:
@@ -316,7 +319,7 @@ def test_estimates_fall_with_the_trade_off_and_are_of_the_right_order(
     encoder = encoder_of(networks, synthetic_photo(*shape), effort=1)
     estimates = [encoder.estimate_bytes(w) for w in ws]
     levels = [networks.quantizer.levels.level(w) for w in ws]
-    assert set(levels) == set(range(NUM_LEVELS))
+    assert set(levels) == set(range(TINY_LEVELS))
     for (level, estimate), (next_level, next_estimate) in pairwise(zip(levels, estimates, strict=True)):
         assert next_estimate <= estimate * (1.0 if level == next_level else step)
     assert estimates[-1] < 0.7 * estimates[0]

@@ -142,7 +142,7 @@ def golden_tokens(file: str) -> tuple[ModelFile, NDArray[np.int64], int]:
 
 
 @pytest.mark.parametrize(
-    ("file", "is_rewritten"), [("small-odd.pqm", True), ("small-crop-q60.pqm", False), ("base-crop-q60.pqm", False)]
+    ("file", "is_rewritten"), [("fast-odd.pqm", True), ("fast-crop-q60.pqm", False), ("fine-crop-q60.pqm", False)]
 )
 def test_real_tokens_step_by_step_against_numpy(file: str, is_rewritten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel of ONNX Runtime gives NumPy's integers in every step, however far it rewrites the graphs."""

@@ -20,7 +20,7 @@ def golden() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def codecs(golden: dict[str, dict[str, Any]]) -> dict[str, Codec]:
-    return {name: load_codec(name, device="cpu") for name in {facts["model"] for facts in golden.values()}}
+    return {name: load_codec("photo", name, device="cpu") for name in {facts["decoder"] for facts in golden.values()}}
 
 
 def test_every_golden_file_is_described(golden: dict[str, dict[str, Any]]) -> None:
@@ -29,7 +29,7 @@ def test_every_golden_file_is_described(golden: dict[str, dict[str, Any]]) -> No
 
 
 def test_tokens_with_every_kernel(golden: dict[str, dict[str, Any]]) -> None:
-    kernels = {name: exact_kernels(load_model(find_model(name))) for name in ("small", "base")}
+    kernels = {"photo": exact_kernels(load_model(find_model("photo")))}
     checks = list(run("cpu"))
     assert [check for check in checks if check.error] == []
     assert len(checks) == sum(len(kernels[facts["model"]]) for facts in golden.values())
@@ -37,14 +37,14 @@ def test_tokens_with_every_kernel(golden: dict[str, dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_tokens_with_any_number_of_threads(golden: dict[str, dict[str, Any]], threads: int) -> None:
-    codec = load_codec("small", device="cpu", threads=threads)
-    for name in ("small-photo.pqm", "small-cut.pqm", "small-odd.pqm"):
+    codec = load_codec("photo", "fast", device="cpu", threads=threads)
+    for name in ("fast-photo.pqm", "fast-cut.pqm", "fine-odd.pqm"):
         assert codec.token_hash((GOLDEN / name).read_bytes()) == golden[name]["tokens"], name
 
 
 def test_pixels(golden: dict[str, dict[str, Any]], codecs: dict[str, Codec]) -> None:
     for name, facts in golden.items():
-        image = codecs[facts["model"]].decode((GOLDEN / name).read_bytes())
+        image = codecs[facts["decoder"]].decode((GOLDEN / name).read_bytes())
         assert image.size == (facts["width"], facts["height"]), name
         assert image.mode == ("RGB" if facts["alpha"] is None else "RGBA"), name
         if facts["alpha"] is not None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pqmim.levels import LEVEL_END, LEVEL_START, Levels
+from pqmim.levels import Levels, level_ends, level_starts
 
 MADE_FOR = (0.5, 1.3, 3.4, 9.0, 23.0, 60.0)
 
@@ -33,8 +33,8 @@ def test_levels_hand_over_where_the_constants_say(levels: Levels) -> None:
         of_level = [levels.applied_w(w, level) for w in ws[serving == level]]
         of_next = [levels.applied_w(w, level + 1) for w in ws[serving == level + 1]]
         assert (np.diff(of_level) > 0).all()
-        assert of_level[-1] == pytest.approx(LEVEL_END[level] * MADE_FOR[level], rel=0.02)
-        assert of_next[0] == pytest.approx(LEVEL_START[level] * MADE_FOR[level + 1], rel=0.02)
+        assert of_level[-1] == pytest.approx(level_ends(6)[level] * MADE_FOR[level], rel=0.02)
+        assert of_next[0] == pytest.approx(level_starts(6)[level] * MADE_FOR[level + 1], rel=0.02)
     for w in (0.01, 3.0, 5000.0):  # a level that does not serve w goes on as it would
         assert levels.applied_w(1.1 * w, 3) > levels.applied_w(w, 3)
 
@@ -54,3 +54,28 @@ def test_asking_for_a_trade_off_applies_it(levels: Levels) -> None:
 
 def test_range_worth_asking_for(levels: Levels) -> None:
     assert levels.w_range() == pytest.approx((0.25, 72.0))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 17, 64])
+def test_any_number_of_levels(number: int) -> None:
+    made_for = np.geomspace(0.05, 60, number)
+    levels = Levels(np.log(made_for).tolist())
+    assert len(levels) == number
+    assert len(level_ends(number)) == len(level_starts(number)) == number - 1
+    ws = np.geomspace(*levels.w_range(), 500)
+    serving = [levels.level(w) for w in ws]
+    assert serving == sorted(serving)
+    assert serving[-1] == number - 1
+    applied = [levels.applied_w(w, level) for w, level in zip(ws, serving, strict=True)]
+    for (level, w), (next_level, next_w) in pairwise(zip(serving, applied, strict=True)):
+        assert next_w > w or next_level > level
+    for w in made_for:
+        asked = levels.asking_for(w)
+        assert levels.applied_w(asked, levels.level(asked)) == pytest.approx(w, rel=0.3)
+
+
+def test_one_level_applies_what_is_asked_for() -> None:
+    levels = Levels([0.0])
+    assert [levels.level(w) for w in (0.01, 1, 100)] == [0, 0, 0]
+    assert levels.applied_w(3.0, 0) == pytest.approx(3.0)
+    assert levels.asking_for(3.0) == pytest.approx(3.0)

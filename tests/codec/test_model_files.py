@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pqmim.config import NUM_LEVELS, ModelConfig, QualityRange
+from pqmim.config import ModelConfig, QualityRange
 from pqmim.errors import ModelError, ModelMismatchError
 from pqmim.model_files import (
     MODEL_FILE,
+    MODEL_FORMAT,
+    content_hash,
     find_model,
     load_model,
+    name_of_id,
+    parse_tensors,
     read_metadata,
     shipped_model_of,
     shipped_models,
@@ -48,9 +52,10 @@ def test_content(tiny_model: Path) -> None:
     sizes = model.config.tokenizer.quantizer
     codebook = model.tensors["tokenizer.quantizer.codebook"]
     assert codebook.dtype == np.float16
-    assert codebook.shape[:2] == (NUM_LEVELS, sizes.num_codewords)
+    assert codebook.shape[:2] == (sizes.num_levels, sizes.num_codewords)
     assert model.tensors["entropy.embed.weight"].dtype == np.int8
-    assert {"analysis", "synthesis", "synthesis_forward", "synthesis_vjp"} <= model.graphs.keys()
+    assert "analysis" in model.graphs
+    assert not any("synthesis" in name for name in (*model.graphs, *model.tensors))
     for graph in model.graphs.values():
         assert graph.model
         for tensor in graph.weights.values():
@@ -64,7 +69,7 @@ def test_from_bytes(tiny_model: Path) -> None:
     from_disk, from_bytes = load_model(path), load_model(path.read_bytes())
     assert from_bytes.model_id == from_disk.model_id
     assert from_bytes.graphs == from_disk.graphs
-    with pytest.raises(ModelError, match="model: not a model file"):
+    with pytest.raises(ModelError, match="token model: not a model file"):
         load_model(b"something else")
 
 
@@ -86,13 +91,13 @@ def test_folder_name_and_path(tiny_model: Path) -> None:
 
 
 def test_shipped_models_are_whole() -> None:
-    largest = {"small": 12_200_000, "base": 26_000_000}
-    assert {shipped.name for shipped in shipped_models()} == largest.keys()
-    for shipped in shipped_models():
-        assert load_model(shipped.path).model_id == shipped.model_id
-        assert shipped_model_of(shipped.model_id) == shipped
-        assert find_model(shipped.name) == shipped.path
-        assert shipped.path.stat().st_size <= largest[shipped.name]
+    (shipped,) = shipped_models()
+    assert shipped.name == "photo"
+    assert name_of_id(shipped.model_id[:2]) == f"{shipped.model_id[:2].hex()} (photo)"
+    assert load_model(shipped.path).model_id == shipped.model_id
+    assert shipped_model_of(shipped.model_id) == shipped
+    assert find_model(shipped.name) == shipped.path
+    assert shipped.path.stat().st_size <= 9_000_000
     with pytest.raises(ModelMismatchError, match="00000000"):
         shipped_model_of(bytes(4))
 
@@ -101,7 +106,7 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such file"):
         load_model(tmp_path / "none.safetensors")
     with pytest.raises(ModelError, match="No such file"):
-        read_metadata(tmp_path / "none.safetensors")
+        read_metadata(tmp_path / "none.safetensors", MODEL_FORMAT)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(content)
-    for read in (load_model, read_metadata):
+    for read in (load_model, lambda path: read_metadata(path, MODEL_FORMAT)):
         with pytest.raises(ModelError, match="not a model file"):
             read(path)
 
@@ -134,9 +139,9 @@ def test_damage_anywhere_is_found(model_file: Path) -> None:
             found = load_model(bytes(damaged))
         except ModelError:
             continue
-        # A letter of the name or the description, or between the tensors: they decide nothing.
-        assert found.model_id == model.model_id
-        assert found.graphs == model.graphs
+        # Between the tensors, where nothing is.
+        assert (found.model_id, found.graphs, found.facts) == (model.model_id, model.graphs, model.facts)
+        assert all(np.array_equal(tensor, model.tensors[name]) for name, tensor in found.tensors.items())
     for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         with pytest.raises(ModelError):
             load_model(whole[:length])
@@ -145,15 +150,15 @@ def test_damage_anywhere_is_found(model_file: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_id": "00000000"}, "does not match its id"),
-        ({"graphs_hash": "0" * 64}, "does not match its id"),
-        ({"graphs": {}}, "does not match its id"),
-        ({"graphs": {"none": {}}}, "damaged"),
-        ({"graphs": None}, "damaged"),
-        ({"name": None}, "damaged"),
-        ({"model_id": None}, "without an entropy model"),
-        ({"format": "pqmim model 1"}, "earlier version"),
-        ({"format": "pqmim model 3"}, "not a model file of this version"),
+        ({"model_id": "00000000"}, "does not match its hash"),
+        ({"content_hash": "0" * 64}, "does not match its hash"),
+        ({"content_hash": None}, "does not match its hash"),
+        ({"graphs": {}}, "does not match its hash"),
+        ({"name": "another"}, "does not match its hash"),
+        ({"format": "pqmim model 2"}, "a model of pqmim 0.2 or 0.3, which this version does not read"),
+        ({"format": "pqmim model 4"}, "not a model file of this version"),
+        ({"format": "pqmim decoder 1"}, "this is a decoder, not a token model"),
+        ({"format": "pqmim tokenizer 1"}, "this is a tokenizer without an entropy model"),
         ({"facts": None}, "not a model file"),
     ],
 )
@@ -162,6 +167,33 @@ def test_wrong_metadata(model_file: Path, changes: dict[str, Any], message: str)
     with pytest.raises(ModelError, match=message) as caught:
         load_model(model_file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_id": "00000000"}, "does not match its id"),
+        ({"graphs": {"none": {}}}, "damaged"),
+        ({"graphs": None}, "damaged"),
+        ({"config": {}}, "configuration of another version of pqmim: tokenizer is missing"),
+    ],
+)
+def test_files_that_were_written_wrongly(model_file: Path, changes: dict[str, Any], message: str) -> None:
+    """Their hash fits."""
+    with_metadata(model_file, **changes)
+    metadata = read_metadata(model_file, MODEL_FORMAT)
+    with_metadata(model_file, content_hash=content_hash(metadata, parse_tensors(model_file.read_bytes(), "")))
+    with pytest.raises(ModelError, match=message):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_names_of_earlier_models_say_what_they_have_become(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=f"^{name}: .*small is the decoder fast of the model photo, base .* fine"):
+        find_model(name)
 
 
 def without(settings: dict[str, Any], part: str, name: str) -> dict[str, Any]:
@@ -189,13 +221,3 @@ def test_settings_are_read_strictly(tiny_model: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ModelConfig.from_dict(wrong)
-
-
-def test_settings_that_earlier_models_lack(tiny_model: Path) -> None:
-    settings = load_model(tiny_model / MODEL_FILE).config.tokenizer.as_dict()
-    for name in ("synthesis_channels", "synthesis_blocks"):
-        settings = without(settings, "autoencoder", name)
-    assert (
-        type(load_model(tiny_model / MODEL_FILE).config.tokenizer).from_dict(settings).autoencoder.synthesis_blocks
-        is None
-    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pqmim.config import NUM_LEVELS, AutoencoderConfig, QuantizerConfig, TokenizerConfig
+from pqmim.config import QuantizerConfig, TokensConfig, TransformConfig
 from pqmim.errors import ModelError
 from pqmim.model_files import MODEL_FILE, load_model
 from pqmim.quantizer import PREFIX, Latent, ProductQuantizer, check_quantizer_weights
@@ -18,7 +18,8 @@ from pqmim.token_coding import RateDistortionChoice
 
 M, K, D = 3, 16, 10
 BOUNDARIES = [0, 1, 3, 8]
-CONFIG = TokenizerConfig(AutoencoderConfig(latent_channels=D), QuantizerConfig(M, K))
+NUM_LEVELS = 6
+CONFIG = TokensConfig(TransformConfig(latent_channels=D), QuantizerConfig(M, K, NUM_LEVELS))
 
 
 def random_tensors() -> dict[str, NDArray[Any]]:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqmim import runtime
+from pqmim.decoder_files import DecoderFile, load_decoder
 from pqmim.errors import ConfigError, ModelError
 from pqmim.model_files import MODEL_FILE, Graph, ModelFile, load_model
 from pqmim.options import Device
@@ -26,6 +27,11 @@ def model(tiny_model: Path) -> ModelFile:
     return load_model(tiny_model / MODEL_FILE)
 
 
+@pytest.fixture(scope="module")
+def decoder(tiny_model: Path) -> DecoderFile:
+    return load_decoder(tiny_model / "fine.safetensors")
+
+
 def z(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(1, 12, 3, 4)).astype(np.float32)
 
@@ -33,8 +39,8 @@ def z(seed: int = 0) -> np.ndarray:
 # -- sessions -------------------------------------------------------------------------------------------------------
 
 
-def test_a_session_has_the_outputs_of_its_graph(model: ModelFile) -> None:
-    session = Session(model, "synthesis")
+def test_a_session_has_the_outputs_of_its_graph(decoder: DecoderFile) -> None:
+    session = Session(decoder, "synthesis")
     assert session.name == "synthesis"
     outputs = session.run(z=z())
     assert len(outputs) == len(session.outputs) == 1
@@ -49,8 +55,8 @@ def test_sessions_do_not_spin_and_have_the_threads_that_were_asked_for(model: Mo
     assert options.inter_op_num_threads == 1
 
 
-def test_a_session_may_be_shared_by_threads(model: ModelFile) -> None:
-    session = Session(model, "synthesis")
+def test_a_session_may_be_shared_by_threads(decoder: DecoderFile) -> None:
+    session = Session(decoder, "synthesis")
     expected = [session.run(z=z(seed))[0] for seed in range(8)]
     with ThreadPoolExecutor(4) as executor:
         for _ in range(3):
@@ -67,36 +73,36 @@ def test_layers_share_a_graph_and_have_weights_of_their_own(model: ModelFile) ->
 
 def test_a_session_keeps_its_weights(tiny_model: Path) -> None:
     """Also when the model file that it was made of is gone."""
-    session = Session(load_model(tiny_model / MODEL_FILE), "synthesis")
+    session = Session(load_decoder(tiny_model / "fine.safetensors"), "synthesis")
     expected = session.run(z=z())[0]
-    [load_model(tiny_model / MODEL_FILE) for _ in range(3)]  # where the first one was
+    [load_decoder(tiny_model / "fine.safetensors") for _ in range(3)]  # where the first one was
     assert np.array_equal(session.run(z=z())[0], expected)
 
 
-def changed(model: ModelFile, **tensors: np.ndarray | None) -> ModelFile:
-    kept = {name: tensor for name, tensor in (model.tensors | tensors).items() if tensor is not None}
-    return replace(model, tensors=kept)
+def changed(decoder: DecoderFile, **tensors: np.ndarray | None) -> DecoderFile:
+    kept = {name: tensor for name, tensor in (decoder.tensors | tensors).items() if tensor is not None}
+    return replace(decoder, tensors=kept)
 
 
-def test_graphs_and_weights_that_do_not_fit(model: ModelFile) -> None:
-    (name,) = {tensor for tensor in model.graphs["synthesis"].weights.values() if tensor.endswith("synthesis.linear")}
-    weight = model.tensors[name]
+def test_graphs_and_weights_that_do_not_fit(decoder: DecoderFile) -> None:
+    name = "synthesis.linear"
+    weight = decoder.tensors[name]
     for wrong in (None, weight.astype(np.float32), weight[:-1]):
         with pytest.raises(ModelError, match="the graph synthesis of the model cannot be used: ") as caught:
-            Session(changed(model, **{name: wrong}), "synthesis")
+            Session(changed(decoder, **{name: wrong}), "synthesis")
         assert "\n" not in str(caught.value)
-    graph = model.graphs["synthesis"]
+    graph = decoder.graphs["synthesis"]
     for wrong_graph in (b"", b"no graph", graph.model[: len(graph.model) // 2]):
-        broken = replace(model, graphs={"synthesis": Graph(wrong_graph, graph.weights)})
+        broken = replace(decoder, graphs={"synthesis": Graph(wrong_graph, graph.weights)})
         with pytest.raises(ModelError, match="the graph synthesis of the model cannot be used: ") as caught:
             Session(broken, "synthesis")
         assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="the model lacks the graph dream"):
-        Session(model, "dream")
+        Session(decoder, "dream")
 
 
-def test_what_goes_wrong_in_a_run(model: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(model, "synthesis")
+def test_what_goes_wrong_in_a_run(decoder: DecoderFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(decoder, "synthesis")
     with pytest.raises(ModelError, match="the graph synthesis of the model failed: ") as caught:
         session.run(z=z()[:, :5])
     assert "\n" not in str(caught.value)
@@ -111,37 +117,37 @@ def test_what_goes_wrong_in_a_run(model: ModelFile, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("level", ["off", "basic", "extended", "all"])
-def test_levels_of_rewriting_change_no_more_than_a_rounding(model: ModelFile, level: str) -> None:
-    expected = Session(model, "synthesis").run(z=z())[0].astype(int)
-    assert np.abs(Session(model, "synthesis", level=level).run(z=z())[0] - expected).max() <= 1
+def test_levels_of_rewriting_change_no_more_than_a_rounding(decoder: DecoderFile, level: str) -> None:
+    expected = Session(decoder, "synthesis").run(z=z())[0].astype(int)
+    assert np.abs(Session(decoder, "synthesis", level=level).run(z=z())[0] - expected).max() <= 1
 
 
-def test_nothing_is_said_on_standard_error(model: ModelFile, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_said_on_standard_error(decoder: DecoderFile, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither about hardware nor about graphs that cannot be used, which is raised."""
     with pytest.raises(ModelError):
-        Session(replace(model, graphs={"broken": Graph(b"no graph", {})}), "broken")
+        Session(replace(decoder, graphs={"broken": Graph(b"no graph", {})}), "broken")
     with pytest.raises(ModelError):
-        Session(model, "synthesis").run(z=z()[:, :5])
+        Session(decoder, "synthesis").run(z=z()[:, :5])
     assert capfd.readouterr() == ("", "")
 
 
 # -- model files from anywhere --------------------------------------------------------------------------------------
 
 
-def test_files_may_be_renamed_read_only_or_in_memory(tiny_model: Path, model: ModelFile, tmp_path: Path) -> None:
+def test_files_may_be_renamed_read_only_or_in_memory(tiny_model: Path, decoder: DecoderFile, tmp_path: Path) -> None:
     """The weights of the graphs are found wherever the file is."""
-    expected = Session(model, "synthesis").run(z=z())[0]
-    data = (tiny_model / MODEL_FILE).read_bytes()
+    expected = Session(decoder, "synthesis").run(z=z())[0]
+    data = (tiny_model / "fine.safetensors").read_bytes()
     renamed = tmp_path / "another name.bin"
     renamed.write_bytes(data)
     renamed.chmod(0o400)
     tmp_path.chmod(0o500)
     try:
-        loaded = load_model(renamed)
+        loaded = load_decoder(renamed)
     finally:
         tmp_path.chmod(0o700)
     renamed.unlink()  # nothing is read later
-    for source in (loaded, load_model(data), load_model(bytes(bytearray(data)))):
+    for source in (loaded, load_decoder(data), load_decoder(bytes(bytearray(data)))):
         assert np.array_equal(Session(source, "synthesis").run(z=z())[0], expected)
 
 

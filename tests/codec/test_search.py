@@ -10,6 +10,7 @@ from pictures import synthetic_photo
 from PIL import Image
 
 from pqmim import search as search_module
+from pqmim.decoder_files import find_decoder, load_decoder
 from pqmim.distortion import SquaredError, StructuralDissimilarity
 from pqmim.model_files import MODEL_FILE, find_model, load_model
 from pqmim.networks import Networks
@@ -23,7 +24,13 @@ PHOTO = Path(__file__).parents[2] / "examples" / "photo.png"
 
 @pytest.fixture(scope="module")
 def networks(tiny_model: Path) -> Networks:
-    return Networks(load_model(tiny_model / MODEL_FILE), "cpu", kernel=None, threads=1)
+    return Networks(
+        load_model(tiny_model / MODEL_FILE),
+        load_decoder(tiny_model / "fine.safetensors"),
+        "cpu",
+        kernel=None,
+        threads=1,
+    )
 
 
 def cost(networks: Networks, z: Latent, pixels: np.ndarray, w: np.ndarray) -> float:
@@ -44,7 +51,9 @@ def found(networks: Networks, pixels: np.ndarray, steps: int, w: float = 4.0, **
 
 def test_more_steps_cost_less() -> None:
     # With a real model: the codewords of the tiny one are too few to choose among.
-    networks = Networks(load_model(find_model("small")), "cpu", kernel=None, threads=1)
+    path = find_model("photo")
+    decoder = load_decoder(find_decoder("fast", path))
+    networks = Networks(load_model(path), decoder, "cpu", kernel=None, threads=1)
     with Image.open(PHOTO) as photo:
         pixels = np.asarray(photo.convert("RGB"))[128:288, 256:416]
     w = np.full(100, 3.5, np.float32)

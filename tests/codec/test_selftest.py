@@ -15,7 +15,7 @@ from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.model_files import find_model, load_model
 from pqmim.options import Device
 
-FEW = ("small-odd.pqm", "small-pixel.pqm", "base-pixel.pqm")
+FEW = ("fast-odd.pqm", "fast-pixel.pqm", "fine-pixel.pqm")
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
 
 def test_every_file_with_every_kernel() -> None:
     checks = list(selftest.run("cpu"))
-    kernels = exact_kernels(load_model(find_model("small")))
+    kernels = exact_kernels(load_model(find_model("photo")))
     expected = {f"{name} (cpu, {kernel})" for name in FEW for kernel in kernels}
     assert {check.name for check in checks} == expected
     assert len(checks) == len(expected)
@@ -64,9 +64,9 @@ def test_one_wrong_frequency_is_found_out(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_other_tokens_are_an_error(few: dict[str, dict[str, object]]) -> None:
-    few["small-odd.pqm"] = few["small-odd.pqm"] | {"tokens": "0" * 64}
+    few["fast-odd.pqm"] = few["fast-odd.pqm"] | {"tokens": "0" * 64}
     errors = {check.name.split()[0]: check.error for check in selftest.run("cpu")}
-    assert errors == {"small-odd.pqm": "decoded to other tokens", "small-pixel.pqm": None, "base-pixel.pqm": None}
+    assert errors == {"fast-odd.pqm": "decoded to other tokens", "fast-pixel.pqm": None, "fine-pixel.pqm": None}
 
 
 def test_damaged_and_missing_files_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_damaged_and_missing_files_are_an_error(tmp_path: Path, monkeypatch: pyt
     (tmp_path / FEW[1]).unlink()
     monkeypatch.setattr(selftest, "GOLDEN", tmp_path)
     errors = {check.name.split()[0]: check.error for check in selftest.run("cpu")}
-    assert errors["base-pixel.pqm"] is None
+    assert errors["fine-pixel.pqm"] is None
     assert "checksum" in (errors[FEW[0]] or "")
     assert "No such file" in (errors[FEW[1]] or "")
 
@@ -103,7 +103,7 @@ def test_where_there_is_a_gpu_both_are_tried(monkeypatch: pytest.MonkeyPatch) ->
     class Stub:
         kernel = "float32"
 
-        def __init__(self, model: object, device: Device, *, kernel: str | None) -> None:
+        def __init__(self, model: object, decoder: object, device: Device, *, kernel: str | None) -> None:
             made.append((device, kernel))
 
         def token_hash(self, data: bytes) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pictures import synthetic_photo
 
 import pqmim.transforms
+from pqmim.decoder_files import DecoderFile, load_decoder
 from pqmim.errors import ModelError
 from pqmim.file_decoder import tiles_of
 from pqmim.model_files import MODEL_FILE, ModelFile, load_model
@@ -25,8 +26,13 @@ def model(tiny_model: Path) -> ModelFile:
 
 
 @pytest.fixture(scope="module")
-def transforms(model: ModelFile) -> Transforms:
-    return Transforms(model, threads=1)
+def decoder(tiny_model: Path) -> DecoderFile:
+    return load_decoder(tiny_model / "fine.safetensors")
+
+
+@pytest.fixture(scope="module")
+def transforms(model: ModelFile, decoder: DecoderFile) -> Transforms:
+    return Transforms(model, decoder, threads=1)
 
 
 def noise(like: Latent, seed: int = 0) -> Latent:
@@ -74,7 +80,7 @@ def test_tiles_leave_no_seams(transforms: Transforms, monkeypatch: pytest.Monkey
 
 def test_margins_are_as_wide_as_the_networks_see(transforms: Transforms, model: ModelFile) -> None:
     """What lies beyond the margin has no influence: not one bit of the result changes."""
-    margin = model.config.tokenizer.autoencoder.margin
+    margin = max(model.config.tokenizer.analysis.margin, transforms.margin)
     size = 2 * margin + 3
     pixels = synthetic_photo(16 * size, 16 * size)
     z = transforms.analyze(pixels)
@@ -92,8 +98,10 @@ def test_margins_are_as_wide_as_the_networks_see(transforms: Transforms, model: 
 
 
 @pytest.mark.parametrize("threads", [2, 4])
-def test_threads_change_no_more_than_a_rounding(model: ModelFile, transforms: Transforms, threads: int) -> None:
-    several = Transforms(model, threads=threads)
+def test_threads_change_no_more_than_a_rounding(
+    model: ModelFile, decoder: DecoderFile, transforms: Transforms, threads: int
+) -> None:
+    several = Transforms(model, decoder, threads=threads)
     pixels = synthetic_photo(64, 96)
     z = transforms.analyze(pixels)
     assert np.allclose(several.analyze(pixels), z, atol=1e-4)
@@ -133,12 +141,11 @@ def test_samples_are_clipped(transforms: Transforms) -> None:
 
 @pytest.mark.parametrize("latent_unit", [20.0, 7.0])
 def test_the_correction_of_an_orthonormal_synthesis_is_the_original_latent(
-    model: ModelFile, latent_unit: float
+    model: ModelFile, decoder: DecoderFile, latent_unit: float
 ) -> None:
     """A synthesis that is a matrix of orthonormal columns stands in for the network."""
-    autoencoder = replace(model.config.tokenizer.autoencoder, latent_unit=latent_unit)
-    config = replace(model.config, tokenizer=replace(model.config.tokenizer, autoencoder=autoencoder))
-    transforms = Transforms(replace(model, config=config), threads=1)
+    config = replace(decoder.config, latent_unit=latent_unit)
+    transforms = Transforms(model, replace(decoder, config=config), threads=1)
     basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(768, 768)))
     basis *= latent_unit / 255  # a unit of the latent in samples from 0 to 1
 
@@ -182,11 +189,11 @@ def test_the_correction_descends(transforms: Transforms) -> None:
     assert error(z_q + np.float32(0.25) * step) < error(z_q)
 
 
-def test_the_correction_is_the_gradient_of_the_error(transforms: Transforms, model: ModelFile) -> None:
+def test_the_correction_is_the_gradient_of_the_error(transforms: Transforms, decoder: DecoderFile) -> None:
     """Against differences of the squared error in random directions."""
     pixels = synthetic_photo(32, 48, 2)
     z = transforms.analyze(pixels) + 1
-    unit = model.config.tokenizer.autoencoder.latent_unit
+    unit = decoder.config.latent_unit
     gradient = (z - transforms.correct(z, pixels)).astype(np.float64) * 2 * (unit / 255) ** 2
 
     def error(z: Latent) -> float:
@@ -203,10 +210,10 @@ def test_the_correction_is_the_gradient_of_the_error(transforms: Transforms, mod
 # -- graphs that are not there --------------------------------------------------------------------------------------
 
 
-def test_graphs_are_made_ready_when_they_are_needed(model: ModelFile) -> None:
+def test_graphs_are_made_ready_when_they_are_needed(model: ModelFile, decoder: DecoderFile) -> None:
     """A decoder can do without the graphs of an encoder."""
-    graphs = {name: model.graphs[name] for name in ("synthesis",)}
-    transforms = Transforms(replace(model, graphs=graphs), threads=1)
+    graphs = {"synthesis": decoder.graphs["synthesis"]}
+    transforms = Transforms(replace(model, graphs={}), replace(decoder, graphs=graphs), threads=1)
     assert transforms.synthesize(tiles_of(np.zeros((1, 12, 2, 3), np.float32)), 2, 3).shape == (32, 48, 3)
     for missing in (
         lambda: transforms.analyze(synthetic_photo(16, 16)),

@@ -128,9 +128,9 @@ def test_commands_and_functions(tiny_model: Path, tmp_path: Path) -> None:
         call("models")
 
         golden = pqmim.selftest.read_golden()
-        few = {name: golden[name] for name in ("small-odd.pqm", "base-pixel.pqm")}
+        few = {name: golden[name] for name in ("fast-odd.pqm", "fine-pixel.pqm")}
         pqmim.selftest.read_golden = lambda: few
-        assert "small-odd.pqm" in call("selftest")
+        assert "fast-odd.pqm" in call("selftest")
 
         data = pqmim.encode("a.png", model=model, target_bytes=80)
         assert len(data) <= 80

@@ -195,9 +195,9 @@ def test_an_interrupt_leaves_whole_files_only(tiny_model: Path, jobs: str) -> No
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
 
-    def load_codec(model: str, *, device: str, threads: int | None) -> Any:
+    def load_codec(model: str, decoder: None, *, threads: int | None, **others: Any) -> Any:
         asked.append(threads)
-        return SimpleNamespace(name=model, model_id=b"")
+        return SimpleNamespace(name=model, model_id=b"", decoder_name="fine")
 
     monkeypatch.setattr(codec, "load_codec", load_codec)
     monkeypatch.setattr(running, "num_usable_cores", lambda: 12)
@@ -225,9 +225,9 @@ def test_commands_that_run_networks_take_threads(pqmim: Pqmim, monkeypatch: pyte
     asked = []
     original = codec.load_codec
 
-    def load_codec(model: str, **options: Any) -> Any:
+    def load_codec(model: str, decoder: None, **options: Any) -> Any:
         asked.append(options["threads"])
-        return original(model, **options)
+        return original(model, decoder, **options)
 
     monkeypatch.setattr(codec, "load_codec", load_codec)
     result = pqmim(command, *arguments, "--threads", "2")

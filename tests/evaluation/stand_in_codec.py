@@ -36,6 +36,24 @@ class StandInCodec:
         return Image.fromarray(np.load(io.BytesIO(zlib.decompress(data))))
 
 
+@dataclass(frozen=True)
+class StandInDecoder(StandInCodec):
+    """Another decoder of the same files: brighter the higher its realism is."""
+
+    strength: float | None = None
+
+    @property
+    def decoder_name(self) -> str:
+        return "bright"
+
+    def takes_files_of(self, other: object) -> bool:
+        return isinstance(other, StandInCodec)
+
+    def decode(self, data: bytes) -> Image.Image:
+        bright = round(60 * (self.strength or 0))
+        return Image.fromarray((np.asarray(super().decode(data)).astype(int) + bright).clip(0, 255).astype(np.uint8))
+
+
 def write_photos(folder, number: int = 3, size: tuple[int, int] = (176, 168)) -> None:
     """Write `number` different PNG pictures of `size` (width, height)."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -231,3 +231,35 @@ def test_design_rows_schedules_code_every_token_once(monkeypatch: pytest.MonkeyP
             first, last = schedule.group_bounds(pattern.group)
             coded[first:last] += predicted
         assert (coded == 1).all()
+
+
+def test_realism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Without pqmim, which takes long: two pictures of two patches, and one that is too small for a patch."""
+    from pqmim.perceptual.packages import DISTS, EFFICIENTNET_LITE0, LPIPS, is_installed
+
+    if not all(map(is_installed, (DISTS, EFFICIENTNET_LITE0, LPIPS))):
+        pytest.skip("the weights are not installed")
+    script = load("realism", monkeypatch)
+    (tmp_path / "photos").mkdir()
+    for seed, height in enumerate((256, 257, 100)):
+        Image.fromarray(synthetic_photo(height, 512, seed)).save(tmp_path / "photos" / f"{seed}.png")
+    rates = ("--bpp", "0.5", "1.5")
+    arguments = [str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--decoders", "--references", "webp", *rates]
+    script.main(arguments)
+    rows = content(tmp_path / "out", "realism")
+    assert [(row["codec"], row["rate"], row["pictures"], row["patches"]) for row in rows] == [
+        ("webp", 0.5, 2, 4),
+        ("webp", 1.5, 2, 4),
+    ]
+    for row in rows:
+        assert row["bpp"] == pytest.approx(row["rate"], rel=0.05)
+    for key in ("lite0", "alex", "lpips", "dists"):
+        assert rows[0][key][0] > rows[1][key][0]
+        assert rows[0][key][1] <= rows[0][key][0] <= rows[0][key][2]
+    assert rows[0]["psnr"][0] < rows[1]["psnr"][0]
+
+    monkeypatch.setattr(script, "Networks", None)  # nothing is measured, nor coded, again
+    monkeypatch.setattr(script.SizeMatcher, "match", None)
+    script.main(arguments)
+    assert content(tmp_path / "out", "realism") == rows
+    assert "At 1.5 bits per pixel:" in lines(tmp_path / "out", "realism")

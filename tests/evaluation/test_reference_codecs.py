@@ -12,7 +12,7 @@ from PIL import Image
 from pqmim.errors import ConfigError, ImageError
 from pqmim.evaluation import reference_codecs
 from pqmim.evaluation.pixel_metrics import psnr_rgb
-from pqmim.evaluation.published import published_kodak_curves
+from pqmim.evaluation.published import published_kodak_curves, published_perceptual_table
 from pqmim.evaluation.reference_codecs import (
     reference_codec,
     reference_codec_names,
@@ -130,3 +130,14 @@ def test_published_curves():
         assert all(len(values) == len(curve.bpp) for values in curve.metrics.values())
     bpg = curves["published BPG 4:4:4 (x265)"]
     assert (bpg.bpp[1], bpg.metrics["psnr-rgb"][1]) == (0.16102, 28.6815)
+
+
+def test_published_perceptual_figures():
+    clic = published_perceptual_table("clic2020").splitlines()
+    assert clic[0] == "| published | bpp | FID | KID x 1000 | LPIPS | DISTS | PSNR (dB) |"
+    assert "| HiFiC | 0.129 | 4.197 | 1.08 | 0.05395 |  | 30.87 |" in clic
+    assert "| StableCodec | 0.031 | 3.34 | 0.41 | 0.138 | 0.06739 | 24.93 |" in clic
+    assert "arXiv:2006.09965" in clic[-1]
+    kodak = published_perceptual_table("kodak").splitlines()
+    assert kodak[0] == "| published | bpp | LPIPS | DISTS | PSNR (dB) |"
+    assert "| MS-ILLM | 0.044 | 0.1576 | 0.1346 | 24.73 |" in kodak

@@ -2,13 +2,11 @@
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from stand_in_codec import StandInCodec, write_photos
+from browsers import CHROMIUM, visit
+from stand_in_codec import StandInCodec, StandInDecoder, write_photos
 
 from pqmim.errors import ConfigError
 from pqmim.evaluation import report
@@ -20,15 +18,9 @@ from pqmim.evaluation.report import (
     MAX_PAGE_BYTES,
     ReportOptions,
     bd_rate_table,
-    match_bytes,
     write_report,
 )
 from pqmim.evaluation.results import Evaluation
-
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
-    None,
-)
 
 
 @pytest.fixture(scope="module")
@@ -84,24 +76,58 @@ def test_data_of_the_page(page: Path, evaluation: Evaluation):
     assert rates["stand-in"] > 0 > rates["webp"]
 
 
+def page_of_decoders(evaluation: Evaluation, file: Path) -> Path:
+    """The viewer shows a decoder with three realisms, given out of order."""
+    decoders = [StandInDecoder(name=f"bright@{realism:g}", strength=realism) for realism in (1.0, 0.0, 0.5)]
+    options = ReportOptions(
+        file,
+        dataset=evaluation.folders[0].parent / "photos",
+        codecs=(StandInCodec(), *decoders, reference_codec("webp")),
+        images=1,
+        bpp=(4.0,),
+    )
+    write_report(evaluation, options)
+    return file
+
+
+def test_other_decoders_show_the_same_file(evaluation: Evaluation, tmp_path: Path):
+    page = page_of_decoders(evaluation, tmp_path / "decoders.html")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL).group(1))
+    versions = data["pictures"][0]["versions"]
+    assert [(version["name"], version["realism"]) for version in versions] == [
+        ("original", None),
+        ("stand-in", None),
+        ("bright", 1.0),
+        ("bright", 0.0),
+        ("bright", 0.5),
+        ("webp", None),
+    ]
+    assert len({version["bytes"] for version in versions[1:5]}) == 1
+    psnr = {version["realism"]: version["psnr"] for version in versions[2:5]}
+    assert psnr[0.0] > psnr[0.5] > psnr[1.0]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_realism_slider_in_a_browser(evaluation: Evaluation, tmp_path: Path):
+    findings = visit(page_of_decoders(evaluation, tmp_path / "decoders.html"), "visit_realism.js", tmp_path, width=1200)
+    assert findings["names"] == ["original", "stand-in", "bright", "webp"]
+    assert findings["before"] == {"hidden": False, "value": "1", "caption": "bright, realism 1", "source": 2}
+    assert findings["lowest"] == {
+        "hidden": False,
+        "value": "0",
+        "caption": "bright, realism 0",
+        "source": 1,
+    }  # stand-in's
+    assert findings["middle"] == {"hidden": False, "value": "0.5", "caption": "bright, realism 0.5", "source": 4}
+    assert findings["without"]["hidden"]
+    assert findings["without"]["caption"] == "webp"
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1200, 390])
 def test_page_in_a_browser(page: Path, tmp_path: Path, width: int):
-    """A script at the end of the page does what a reader does; its findings are in the dumped document."""
-    visited = tmp_path / "visited.html"
-    script = Path(__file__).with_name("visit_report.js").read_text("utf-8")
-    visit = f'<pre id="findings"></pre><script>{script}</script></body>'
-    visited.write_text(page.read_text("utf-8").replace("</body>", visit), "utf-8")
-    command = [
-        str(CHROMIUM),
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"),
-        *("--virtual-time-budget=5000", "--dump-dom", visited.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'<pre id="findings">(.*?)</pre>', done.stdout)
-    findings = json.loads(found.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-
+    """A script at the end of the page does what a reader does."""
+    findings = visit(page, "visit_report.js", tmp_path, width=width)
     assert findings["curves"] == ["stand-in", "webp", "jpeg"]
     assert findings["hidden"] == ["stand-in", "jpeg"]
     assert findings["axis"] == ["bits per pixel", "MS-SSIM RGB (dB)"]
@@ -145,15 +171,6 @@ def test_page_that_would_be_too_large(evaluation: Evaluation, tmp_path: Path, mo
     with pytest.raises(ConfigError, match="larger than 3 MB"):
         write_report(evaluation, options)
     assert not options.output.exists()
-
-
-def test_match_bytes():
-    codec = reference_codec("jpeg")
-    image = Image.radial_gradient("L").convert("RGB")
-    for target in (1500, 2500):
-        assert len(match_bytes(codec, image, target)) == pytest.approx(target, rel=0.05)
-    smallest = len(codec.encode(image, codec.qualities[0]))
-    assert len(match_bytes(codec, image, 10)) == smallest
 
 
 def test_figures(evaluation: Evaluation, tmp_path: Path):

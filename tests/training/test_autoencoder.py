@@ -56,9 +56,9 @@ def test_untrained_transforms_with_all_channels_are_the_identity() -> None:
     torch.manual_seed(0)
     config = AutoencoderConfig(latent_channels=768, channels=(8, 8, 8), blocks=(1, 1, 1))
     x = torch.rand(2, 3, 32, 48)
-    z = Analysis(config)(x)
+    z = Analysis(config.analysis)(x)
     assert z.shape == (2, 768, 2, 3)
-    assert torch.allclose(Synthesis(config)(z), x, atol=1e-5)
+    assert torch.allclose(Synthesis(config.synthesis)(z), x, atol=1e-5)
     # One unit of the latent is `latent_unit` grey levels of an orthonormal function.
     energy = ((x - 0.5) * 255 / config.latent_unit).square().sum()
     assert torch.isclose(z.square().sum(), energy, rtol=1e-4)
@@ -68,14 +68,14 @@ def test_untrained_transforms_with_few_channels_keep_what_is_smooth() -> None:
     config = AutoencoderConfig(latent_channels=64, channels=(8, 8, 8), blocks=(1, 1, 1))
     y, x = torch.meshgrid(torch.arange(48) / 48, torch.arange(64) / 64, indexing="ij")
     image = torch.stack([0.5 + 0.3 * torch.sin(3 * x), 0.2 + 0.5 * y, 0.5 + 0.2 * x * y])[None]
-    error = (Synthesis(config)(Analysis(config)(image)) - image).square().mean()
+    error = (Synthesis(config.synthesis)(Analysis(config.analysis)(image)) - image).square().mean()
     assert error < (2 / 255) ** 2
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_receptive_field_is_within_the_margin(config: AutoencoderConfig) -> None:
-    analysis, synthesis = randomize(Analysis(config)), randomize(Synthesis(config))
-    margin = config.margin
+    analysis, synthesis = randomize(Analysis(config.analysis)), randomize(Synthesis(config.synthesis))
+    margin = max(config.analysis.margin, config.synthesis.margin)
     side = 2 * margin + 3
     middle = margin + 1
     near = torch.zeros(side, side, dtype=torch.bool)
@@ -94,8 +94,8 @@ def test_receptive_field_is_within_the_margin(config: AutoencoderConfig) -> None
 
 @pytest.mark.parametrize("config", CONFIGS[:3])
 def test_a_part_with_margin_is_the_whole(config: AutoencoderConfig) -> None:
-    margin = config.margin
-    analysis, synthesis = randomize(Analysis(config)), randomize(Synthesis(config))
+    margin = max(config.analysis.margin, config.synthesis.margin)
+    analysis, synthesis = randomize(Analysis(config.analysis)), randomize(Synthesis(config.synthesis))
     rows, columns = 2 * margin + 2, 2 * margin + 5
     x = torch.rand(1, 3, STRIDE * rows, STRIDE * columns, dtype=torch.float64)
     with torch.no_grad():
@@ -112,15 +112,15 @@ def test_any_size(rows: int, columns: int) -> None:
     config = CONFIGS[0]
     x = torch.rand(1, 3, STRIDE * rows, STRIDE * columns)
     with torch.no_grad():
-        z = Analysis(config)(x)
+        z = Analysis(config.analysis)(x)
         assert z.shape == (1, 12, rows, columns)
-        assert Synthesis(config)(z).shape == x.shape
+        assert Synthesis(config.synthesis)(z).shape == x.shape
 
 
 def test_autocast_leaves_the_linear_path_in_full_precision() -> None:
     config = AutoencoderConfig(latent_channels=64, channels=(8, 8, 8), blocks=(0, 0, 0))
     x = torch.rand(1, 3, 16, 16)
-    analysis, synthesis = Analysis(config), Synthesis(config)
+    analysis, synthesis = Analysis(config.analysis), Synthesis(config.synthesis)
     with torch.no_grad():
         z = analysis(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):

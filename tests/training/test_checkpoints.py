@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from training.tiny_networks import make_tiny_tokenizer
 
 from pqmim.errors import ModelError, OutputError
@@ -30,20 +30,11 @@ def test_tokenizer_round_trip(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    """They have no graphs, no padding, and lack the settings that came later."""
-    tokenizer = make_tiny_tokenizer()
+def test_files_of_earlier_versions_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.safetensors"
-    settings = tokenizer.config.as_dict()
-    for name in ("synthesis_channels", "synthesis_blocks"):
-        assert settings["autoencoder"].pop(name) is None
-    metadata = {"format": "pqmim model 1", "config": {"tokenizer": settings}, "facts": {"photos": 6}}
-    state = {f"tokenizer.{n}": t.half() if t.is_floating_point() else t for n, t in tokenizer.state_dict().items()}
-    save_file(state, path, metadata={"pqmim": json.dumps(metadata)})
-    loaded, facts = load_tokenizer(path)
-    assert facts == {"photos": 6}
-    assert loaded.config == tokenizer.config
-    assert torch.equal(loaded.quantizer.codebook, tokenizer.quantizer.codebook.half().float())
+    write_file(path, {}, {"format": "pqmim model 2", "config": {}, "facts": {}})
+    with pytest.raises(ModelError, match=r"tokenizer\.safetensors: a model of pqmim 0\.2 or 0\.3"):
+        load_tokenizer(path)
 
 
 def test_the_layout_is_that_of_safetensors(tmp_path: Path) -> None:
@@ -73,16 +64,16 @@ def test_the_layout_is_that_of_safetensors(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit(tmp_path: Path, name: str) -> None:
     path = tmp_path / "t.safetensors"
     tokenizer = make_tiny_tokenizer()
-    tensors = {f"tokenizer.{n}": t.numpy() for n, t in tokenizer.state_dict().items()}
-    metadata = {"format": "pqmim model 2", "config": {"tokenizer": tokenizer.config.as_dict()}, "facts": {}}
+    tensors = {n: t.numpy() for n, t in tokenizer.state_dict().items()}
+    metadata = {"format": "pqmim tokenizer 1", "config": tokenizer.config.as_dict(), "facts": {}}
     write_file(path, {key: tensor for key, tensor in tensors.items() if not key.endswith(name)}, metadata)
-    with pytest.raises(ModelError, match=r"t\.safetensors: tokenizer weights do not fit"):
+    with pytest.raises(ModelError, match=r"t\.safetensors: weights do not fit"):
         load_tokenizer(path)
 
 
 def test_settings_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
-    write_file(path, {}, {"format": "pqmim model 2", "config": {"tokenizer": {"color": 1}}, "facts": {}})
+    write_file(path, {}, {"format": "pqmim tokenizer 1", "config": {"color": 1}, "facts": {}})
     with pytest.raises(ModelError, match="color is not a known setting"):
         load_tokenizer(path)
 

@@ -94,7 +94,7 @@ def test_sizes_that_the_exact_model_cannot_hold_are_refused_before_training() ->
         EntropyModelConfig(width=512, mlp_ratio=4)
     with pytest.raises(ValueError, match="multiple"):
         EntropyModelConfig(width=200)
-    with pytest.raises(ValueError, match="1034"):
+    with pytest.raises(ValueError, match="1040"):
         TokenizerConfig(
             autoencoder=AutoencoderConfig(latent_channels=768),
             quantizer=QuantizerConfig(num_subquantizers=267),

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from training.tiny_networks import make_tiny_entropy_model, make_tiny_tokenizer
+from training.tiny_networks import TINY_TOKENIZER, make_tiny_entropy_model, make_tiny_tokenizer
 
-from pqmim.config import NUM_LEVELS
 from pqmim.fixed_point import LOGIT_UNIT
 from pqmim.schedule import quincunx_steps
 from pqmim.training.entropy_model import EntropyModel, Orders
@@ -120,7 +119,7 @@ def test_samples_of_a_batch_do_not_mix(model: EntropyModel) -> None:
                 assert torch.allclose(all_of_them[one], this, atol=1e-4)
 
 
-@pytest.mark.parametrize("level", range(NUM_LEVELS))
+@pytest.mark.parametrize("level", range(TINY_TOKENIZER.quantizer.num_levels))
 def test_untrained_model_starts_near_the_static_prior_of_the_level(tokenizer: Tokenizer, level: int) -> None:
     torch.manual_seed(0)
     model = EntropyModel.for_quantizer(make_tiny_entropy_model(tokenizer).config, tokenizer.quantizer)

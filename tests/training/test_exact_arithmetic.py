@@ -12,12 +12,11 @@ from pictures import synthetic_photo
 from torch import Tensor
 from training.tiny_networks import TINY_ENTROPY, TINY_QUALITY, make_tiny_entropy_model, make_tiny_tokenizer
 
-from pqmim.config import NUM_LEVELS
 from pqmim.entropy_weights import check_entropy_weights
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.exact_numpy import NumpyParts, position_bias
 from pqmim.fixed_point import ACTIVATION_UNIT, EXPONENTIAL_ONE, INT8_MAX, RESIDUAL_UNIT
-from pqmim.model_files import load_model
+from pqmim.model_files import MODEL_FILE, load_model
 from pqmim.range_coding import TokenWriter
 from pqmim.runtime import Workers
 from pqmim.schedule import quincunx_steps
@@ -106,9 +105,8 @@ def test_attention_as_simulated(trainable: EntropyModel) -> None:
 
 
 def exact_model(folder: Path, model: EntropyModel) -> ExactEntropyModel:
-    path = folder / "m.safetensors"
-    save_model(path, "test", make_tiny_tokenizer(), model, TINY_QUALITY, {})
-    return ExactEntropyModel(load_model(path), Workers(1))
+    save_model(folder, "test", make_tiny_tokenizer(), model, TINY_QUALITY, {})
+    return ExactEntropyModel(load_model(folder / MODEL_FILE), Workers(1))
 
 
 @pytest.mark.parametrize(("depth", "later"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3)])
@@ -122,7 +120,7 @@ def test_every_depth_as_simulated(depth: int, later: int, share: float | None, t
         embed.weight.mul_(4)  # in a larger residual stream a half that is rounded the other way weighs less
     exact = exact_model(tmp_path, model)
     tokens = torch.randint(16, (1, 3, 9, 7))
-    rows, level = tokens[0].flatten(1).numpy(), depth % NUM_LEVELS
+    rows, level = tokens[0].flatten(1).numpy(), depth % model.num_levels
     if share is None:
         orders = Orders.of_schedule(model.schedule, torch.from_numpy(quincunx_steps(9, 7)))
         state, heads = exact.start(9, 7, level), []

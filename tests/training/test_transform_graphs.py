@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from training.graph_tools import run_graph, tensors_of
 
 from pqmim.config import AutoencoderConfig, QuantizerConfig, TokenizerConfig
-from pqmim.model_files import Graph
+from pqmim.decoder_files import SYNTHESIS_PREFIX
+from pqmim.model_files import ANALYSIS_PREFIX, Graph
 from pqmim.training.autoencoder import full_precision_linear
-from pqmim.training.checkpoints import tokenizer_tensors
+from pqmim.training.checkpoints import stored
 from pqmim.training.tokenizer import Tokenizer
-from pqmim.training.transform_graphs import TransformTracer, transform_graphs
+from pqmim.training.transform_graphs import TransformTracer, analysis_graph, synthesis_graphs
 
 
 def random_tokenizer() -> Tokenizer:
@@ -32,7 +33,8 @@ def random_tokenizer() -> Tokenizer:
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5)])
 def test_transforms(rows: int, columns: int) -> None:
     tokenizer = random_tokenizer()
-    graphs, tensors = transform_graphs(tokenizer), tokenizer_tensors(tokenizer)
+    graphs = {"analysis": analysis_graph(tokenizer.analysis), **synthesis_graphs(tokenizer.synthesis)}
+    tensors = stored(tokenizer.analysis, ANALYSIS_PREFIX) | stored(tokenizer.synthesis, SYNTHESIS_PREFIX)
     rgb = np.random.default_rng(1).integers(0, 256, (16 * rows, 16 * columns, 3), dtype=np.uint8)
     x = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
     z = tokenizer.analysis(x)
@@ -62,7 +64,7 @@ def test_transforms(rows: int, columns: int) -> None:
 
 def test_what_is_saved_for_the_backward_pass_is_small() -> None:
     """Signs, a byte each, and not the values."""
-    graph = onnx.load_from_string(transform_graphs(random_tokenizer())["synthesis_forward"].model).graph
+    graph = onnx.load_from_string(synthesis_graphs(random_tokenizer().synthesis)["synthesis_forward"].model).graph
     assert len(graph.output) == 1 + 3  # one for each residual block
     assert all(output.type.tensor_type.elem_type == onnx.TensorProto.BOOL for output in graph.output[1:])
 

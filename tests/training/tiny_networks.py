@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 from pictures import synthetic_photo
 
 from pqmim.config import (
-    NUM_LEVELS,
     AutoencoderConfig,
     EntropyModelConfig,
     QualityRange,
     QuantizerConfig,
     TokenizerConfig,
 )
+from pqmim.training.autoencoder import Synthesis, grow
 from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.trainable_quantizer import TrainableQuantizer, fit_codebook, order_channels
@@ -42,12 +43,12 @@ def make_tiny_tokenizer(seed: int = 0) -> Tokenizer:
         values = z.permute(0, 2, 3, 1).flatten(0, 2)
         sizes = TINY_TOKENIZER.quantizer
         order, boundaries = order_channels(values.var(0).log1p(), sizes.num_subquantizers, 0.0)
-        quantizer = TrainableQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
+        quantizer = TrainableQuantizer(values.shape[1], len(order), sizes)
         quantizer.order.copy_(order)
         quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
         quantizer.default.copy_(values.mean(0))
         generator = torch.Generator().manual_seed(seed)
-        quantizer.level_log_w.copy_(torch.linspace(math.log(0.5), math.log(60), NUM_LEVELS))
+        quantizer.level_log_w.copy_(torch.linspace(math.log(0.5), math.log(60), sizes.num_levels))
         for level, log_w in enumerate(quantizer.level_log_w.tolist()):
             for m, columns in enumerate(quantizer.runs()):
                 codewords, probabilities = fit_codebook(
@@ -57,6 +58,21 @@ def make_tiny_tokenizer(seed: int = 0) -> Tokenizer:
                 quantizer.prior_logits[level, m] = probabilities.log()
         tokenizer.quantizer = quantizer
     return tokenizer
+
+
+def make_tiny_synthesis(tokenizer: Tokenizer, *, noise: float) -> Synthesis:
+    """A deeper synthesis for the tokens of a tokenizer, with more contrast; noise in its last block makes it draw what
+    nobody sent."""
+    torch.manual_seed(1)
+    synthesis = Synthesis(replace(tokenizer.synthesis.config, blocks=(2, 0, 1))).eval()
+    grow(synthesis, tokenizer.synthesis)
+    with torch.no_grad():
+        last = synthesis.convolutional[-1].project
+        synthesis.linear.mul_(1.04)
+        last.weight.normal_(std=0.02)
+        last.bias.copy_(noise * torch.randn(last.bias.shape))
+        last.weight.add_(noise * torch.randn(last.weight.shape))
+    return synthesis
 
 
 def make_tiny_entropy_model(tokenizer: Tokenizer, seed: int = 0) -> EntropyModel:

@@ -50,6 +50,7 @@ def bulk(
         ManifestFormat, typer.Option(help="Of the list with a row for each picture.")
     ] = ManifestFormat.CSV,
     model: opt.EncodingModel = opt.DEFAULT_MODEL,
+    made_for: opt.MadeFor = None,
     device: opt.DeviceOption = Device.AUTO,
     threads: Annotated[
         int | None,
@@ -72,6 +73,7 @@ def bulk(
     options = BulkOptions(
         to,
         model,
+        made_for,
         quality,
         target_bytes,
         target_bpp,
@@ -84,7 +86,7 @@ def bulk(
     with one_line_errors(reporter):
         if find_spec("ray") is None:
             raise MissingExtraError("ray", "ray")
-        _check_model(model)
+        _check_model(model, made_for)
         work = Bulk(source, output, options, suffixes=image_suffixes(), resume=resume)
         if resume and not (as_json or quiet):
             reporter.message(f"{len(work.done):,} of {len(work.done) + len(work.todo):,} pictures are done already")
@@ -98,12 +100,14 @@ def bulk(
     exit_with(reporter)
 
 
-def _check_model(model: str) -> None:
-    """Find out before workers do whether a model can be used."""
+def _check_model(model: str, decoder: str | None) -> None:
+    """Find out before workers do whether a model and a decoder can be used."""
+    from pqmim.decoder_files import check_fits, find_decoder, load_decoder
     from pqmim.model_files import find_model, load_model
 
     try:
-        load_model(find_model(model))
+        path = find_model(model)
+        check_fits(load_decoder(find_decoder(decoder, path)), load_model(path))
     except OSError as error:
         raise ModelError(f"{model}: {error.strerror or error}") from error
 

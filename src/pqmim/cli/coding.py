@@ -19,10 +19,19 @@ import typer
 
 from pqmim import bitstream
 from pqmim.batch import Handling, Note, OutputCheck, Result
-from pqmim.bitstream import MAGIC, MINI_MAGIC, Container, parse
+from pqmim.bitstream import Container, is_pqm, parse
 from pqmim.cli import options as opt
 from pqmim.cli.kinds import PQM, check_output, image_suffixes, images
-from pqmim.cli.pictures import SUFFIXES, PictureFormat, PictureWriter, percent, picture_writer, provenance
+from pqmim.cli.pictures import (
+    SUFFIXES,
+    PictureFormat,
+    PictureWriter,
+    joined,
+    percent,
+    picture_writer,
+    provenance,
+    synthesis_note,
+)
 from pqmim.cli.running import Codecs, handling_of, run
 from pqmim.cli.token_shards import RecordMaker, write_token_shards
 from pqmim.files import STANDARD_STREAM, write_file
@@ -145,6 +154,7 @@ def encode(
         bool, typer.Option("--keep-metadata", help="Keep EXIF, ICC profile and XMP in the file.")
     ] = False,
     model: opt.EncodingModel = opt.DEFAULT_MODEL,
+    made_for: opt.MadeFor = None,
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
     jobs: opt.Jobs = 1,
@@ -176,7 +186,7 @@ def encode(
             max_seconds=math.inf if max_seconds is None else max_seconds,
             keep_metadata=keep_metadata,
         )
-    codecs = Codecs(model, device, threads, jobs)
+    codecs = Codecs(model, device, threads, jobs, made_for)
     convert = _Encode(
         codecs, model, opt.DEFAULT_QUALITY if quality is None else quality, target_bytes, target_bpp, options
     )
@@ -186,7 +196,7 @@ def encode(
         Naming(".pqm", image_suffixes() | PQM),
         images(),
         convert,
-        handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, model=model),
+        handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, codecs=codecs),
         reporter=Reporter(as_json, quiet, verbose),
     )
 
@@ -210,16 +220,17 @@ class _Decode:
                 options=self.options,
                 salvage=self.salvage,
                 max_pixels=self.max_pixels,
-                after_step=None if self.progress is None else self.progress.writer(job),
+                after_step=None if self.progress is None else self.progress.writer(job, synthesis_note(codec)),
             )
             if decoded.problem:
                 warnings.warn(decoded.problem, stacklevel=2)
             fields, text = file_summary(container, len(data))
             fields |= {"invented_share": round(decoded.invented_share, 6), "problem": decoded.problem or None}
+            fields |= {"decoder": codec.decoder_name, "realism": codec.realism}
             text = f"{container.width} x {container.height}  {text}"
             if decoded.invented_share:
                 text += f"  {percent(decoded.invented_share)} invented"
-            file = self.writer.file(decoded.image, provenance(decoded, self.options), decoded.metadata)
+            file = self.writer.file(decoded.image, provenance(decoded, self.options, codec), decoded.metadata)
             return Result(fields, text, file)
 
         return make_result
@@ -233,8 +244,8 @@ class _ProgressFolder:
         self._force = force
         self._names = Counter[str]()
 
-    def writer(self, job: Job) -> Callable[[Image], None]:
-        """What writes the pictures of one input, named as its output."""
+    def writer(self, job: Job, note: str) -> Callable[[Image], None]:
+        """What writes the pictures of one input, named as its output; `note` is said of each."""
         place = job.source if job.target in (None, STANDARD_STREAM) else job.target
         name = place.stem if isinstance(place, Path) else "stdin"
         self._names[name] += 1
@@ -248,7 +259,7 @@ class _ProgressFolder:
             num_steps += 1
             target = self._folder / f"{name}.step{num_steps:02}.png"
             check.require(target)
-            comment = f"pqmim: step {num_steps} of the decoding, what is missing filled (likely)"
+            comment = joined(f"step {num_steps} of the decoding, what is missing filled (likely)", note)
             write_file(target, PictureWriter().file(image, comment))
 
         return write
@@ -281,6 +292,8 @@ def decode(
         ),
     ] = None,
     model: opt.DecodingModel = None,
+    decoder: opt.Decoder = None,
+    realism: opt.Realism = None,
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
     jobs: opt.Jobs = 1,
@@ -299,7 +312,7 @@ def decode(
         progress = _ProgressFolder(opt.folder_of(progress_dir, "'--progress-dir'"), force=force)
     check_output(inputs, output, SUFFIXES, is_any_other=True)
     writer = picture_writer(output, picture_format, quality)
-    codecs = Codecs(model, device, threads, jobs)
+    codecs = Codecs(model, device, threads, jobs, decoder, realism)
     convert = _Decode(codecs, opt.fill_options(fill, seed, temperature, steps), salvage, max_pixels, writer, progress)
     run(
         inputs,
@@ -307,7 +320,7 @@ def decode(
         Naming(f".{writer.format}", PQM),
         Kinds(PQM),
         convert,
-        handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, model=model),
+        handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, codecs=codecs),
         reporter=Reporter(as_json, quiet, verbose),
     )
 
@@ -321,7 +334,7 @@ class _Tokens:
     def __call__(self, data: bytes, job: Job, note: Note) -> Callable[[], Result]:
         import numpy as np
 
-        is_coded = data.startswith((MAGIC, MINI_MAGIC))
+        is_coded = is_pqm(data)
         codec = (
             self.codecs.for_file(parse(data), note)
             if is_coded
@@ -343,6 +356,7 @@ def tokens(
     output: opt.Output = None,
     quality: opt.Quality = opt.DEFAULT_QUALITY,
     model: opt.DecodingModel = None,
+    made_for: opt.MadeFor = None,
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
     jobs: opt.Jobs = 1,
@@ -362,15 +376,15 @@ def tokens(
     """Write the token grids of images or .pqm files: photo.jpg becomes photo.npy.
 
     The arrays are (M, h, w) uint16, 65535 for tokens that a partial file does not hold. Those of an image are the
-    tokens that `encode` sends at the same quality, with the model `small` if none is named. With --shards they become
+    tokens that `encode` sends at the same quality, with the model `photo` if none is named. With --shards they become
     a data set with sizes, levels and, as labels, the names of the folders that the pictures lie in.
     """
     opt.check_quality(quality)
     check_output(inputs, output, (".npy",), is_any_other=False)
     kinds = images()
     kinds = Kinds(kinds.suffixes | PQM, kinds.left_out)
-    codecs = Codecs(model, device, threads, jobs)
-    handling = handling_of(force=force, skip_existing=skip_existing, workers=jobs, model=model)
+    codecs = Codecs(model, device, threads, jobs, made_for)
+    handling = handling_of(force=force, skip_existing=skip_existing, workers=jobs, codecs=codecs)
     reporter = Reporter(as_json, quiet, verbose)
     if shards is not None:
         opt.only_one_of({"-o": output, "--shards": shards})

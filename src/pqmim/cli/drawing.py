@@ -13,7 +13,7 @@ import typer
 from pqmim.batch import Note, OutputCheck, Result, run_jobs
 from pqmim.cli import options as opt
 from pqmim.cli.kinds import check_output, image_suffixes, images
-from pqmim.cli.pictures import PictureWriter, how_filled
+from pqmim.cli.pictures import PictureWriter, how_filled, joined, synthesis_note
 from pqmim.cli.running import Codecs, do, exit_with, handling_of, one_line_errors, reading_jobs, run
 from pqmim.errors import PqmimError
 from pqmim.files import Place, Stream, output_of, place_identity, place_of, write
@@ -46,7 +46,8 @@ class _Generate:
 
         def make_result() -> Result:
             image = codec.generate(self.width, self.height, quality=self.quality, options=options)
-            comment = f"pqmim: nothing was sent, all tokens were drawn ({how_filled(options)})"
+            how = f"nothing was sent, all tokens were drawn ({how_filled(options)})"
+            comment = joined(how, synthesis_note(codec))
             fields = {"width": self.width, "height": self.height, "seed": options.seed}
             text = f"{self.width} x {self.height}  seed {options.seed}"
             return Result(fields, text, PictureWriter().file(image, comment))
@@ -63,6 +64,8 @@ def generate(
     temperature: opt.Temperature = 1.0,
     steps: opt.Steps = None,
     model: opt.EncodingModel = opt.DEFAULT_MODEL,
+    decoder: opt.Decoder = None,
+    realism: opt.Realism = None,
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
     force: opt.Force = False,
@@ -85,10 +88,11 @@ def generate(
     options: dict[Place | None, FillOptions] = {
         target: replace(filling, seed=seed + index) for index, target in enumerate(targets)
     }
+    codecs = Codecs(model, device, threads, decoder=decoder, realism=realism)
     do(
         [Job(None, target) for target in targets],
-        _Generate(Codecs(model, device, threads), model, width, height, quality, options),
-        handling_of(force=force, skip_existing=skip_existing, model=model),
+        _Generate(codecs, model, width, height, quality, options),
+        handling_of(force=force, skip_existing=skip_existing, codecs=codecs),
         Reporter(as_json, quiet, verbose),
     )
 
@@ -106,7 +110,8 @@ class _Inpaint:
 
         def make_result() -> Result:
             drawn = codec.inpaint(data, self.mask, quality=self.quality, options=self.options)
-            comment = f"pqmim: the part under a mask was drawn by the model ({how_filled(self.options)})"
+            how = f"the part under a mask was drawn by the model ({how_filled(self.options)})"
+            comment = joined(how, synthesis_note(codec))
             fields = {"width": drawn.width, "height": drawn.height}
             return Result(fields, f"{drawn.width} x {drawn.height}", PictureWriter().file(drawn, comment))
 
@@ -123,6 +128,8 @@ def inpaint(
     temperature: opt.Temperature = 1.0,
     steps: opt.Steps = None,
     model: opt.EncodingModel = opt.DEFAULT_MODEL,
+    decoder: opt.Decoder = None,
+    realism: opt.Realism = None,
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
     force: opt.Force = False,
@@ -147,13 +154,14 @@ def inpaint(
         reporter.failure(mask, error)
         raise typer.Exit(1) from error
     suffixes = image_suffixes()
+    codecs = Codecs(model, device, threads, decoder=decoder, realism=realism)
     run(
         [image],
         output,
         Naming(".png", suffixes),
         images(),
-        _Inpaint(Codecs(model, device, threads), model, mask_image, quality, options),
-        handling=handling_of(force=force, skip_existing=skip_existing, inputs=(Path(mask),), model=model),
+        _Inpaint(codecs, model, mask_image, quality, options),
+        handling=handling_of(force=force, skip_existing=skip_existing, inputs=(Path(mask),), codecs=codecs),
         reporter=reporter,
     )
 
@@ -200,6 +208,8 @@ def gallery(
     temperature: opt.Temperature = 1.0,
     steps: opt.Steps = None,
     model: opt.EncodingModel = opt.DEFAULT_MODEL,
+    decoder: opt.Decoder = None,
+    realism: opt.Realism = None,
     device: opt.DeviceOption = Device.AUTO,
     threads: opt.Threads = None,
     max_pixels: opt.MaxPixels = MAX_PIXELS,
@@ -215,14 +225,15 @@ def gallery(
     check_output(["-"], output, HTML, is_any_other=False)
     target = output_of(output)
     reporter = Reporter(as_json, quiet, verbose, to_stderr=isinstance(target, Stream))
-    handling = handling_of(force=force, model=model)
+    codecs = Codecs(model, device, threads, decoder=decoder, realism=realism)
+    handling = handling_of(force=force, codecs=codecs)
     with one_line_errors(reporter):
         jobs = reading_jobs(inputs, images(), reporter)
         OutputCheck(jobs, handling).require(target)
         from pqmim.evaluation.gallery import GalleryOptions, gallery_page
 
         options = GalleryOptions(shares, quality, filling, max_pixels)
-        convert = _Gallery(Codecs(model, device, threads), model, options)
+        convert = _Gallery(codecs, model, options)
         run_jobs(jobs, convert, handling, reporter)
         if convert.strips:
             codec = convert.codecs.named(model, reporter.detail)

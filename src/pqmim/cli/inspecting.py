@@ -40,9 +40,12 @@ class _Info:
     shipped: list[ShippedModel]
 
     def __call__(self, data: bytes, job: Job, note: Note) -> Callable[[], Result]:
+        from pqmim.decoder_files import decoders_beside
+
         container = parse(data)
         fields, text = file_summary(container, len(data))
-        name = next((known.name for known in self.shipped if known.model_id.startswith(container.model_id)), None)
+        model = next((known for known in self.shipped if known.model_id.startswith(container.model_id)), None)
+        name = None if model is None else model.name
         known_share = self._known_share(data, container, note)
         kept = _metadata_sizes(container)
         fields |= {
@@ -50,6 +53,7 @@ class _Info:
             "is_mini": container.is_mini,
             "model_id": container.model_id.hex(),
             "model": name,
+            "decoders": [] if model is None else [entry.name for entry in decoders_beside(model.path)],
             "level": container.level,
             "payload_bytes": len(container.payload),
             "alpha_bytes": len(container.alpha or b""),
@@ -63,6 +67,7 @@ class _Info:
             text,
             "mini form" if container.is_mini else "full form",
             f"model {name or 'unknown'} ({container.model_id.hex()})",
+            *([f"decoders {', '.join(fields['decoders'])}"] if fields["decoders"] else []),
             f"level {container.level}",
             f"payload {len(container.payload):,} B",
         ]
@@ -169,15 +174,16 @@ def truncate(
         Naming(".pqm", PQM),
         Kinds(PQM),
         _Truncate(num_bytes, bpp),
-        handling=handling_of(force=force, skip_existing=skip_existing, model=None),
+        handling=handling_of(force=force, skip_existing=skip_existing),
         reporter=Reporter(as_json, quiet, verbose),
     )
 
 
 def models(as_json: opt.Json = False, verbose: opt.Verbose = 0) -> None:
-    """List the models that come with the package."""
+    """List the token models that come with the package, each with its decoders."""
     reporter = Reporter(as_json, verbosity=verbose)
     with one_line_errors(reporter):
+        from pqmim.decoder_files import decoders_beside
         from pqmim.model_files import shipped_models
 
         for shipped in shipped_models():
@@ -190,6 +196,18 @@ def models(as_json: opt.Json = False, verbose: opt.Verbose = 0) -> None:
             }
             text = f"{shipped.model_id.hex()}  {size / 1e6:.1f} MB  {shipped.description}"
             reporter.result(shipped.name, text, fields)
+            for decoder in decoders_beside(shipped.path):
+                size = decoder.path.stat().st_size
+                fields = {
+                    "name": decoder.name,
+                    "model": shipped.name,
+                    "decoder_id": decoder.decoder_id.hex(),
+                    "bytes": size,
+                    "has_realism": decoder.faithful is not None,
+                    "description": decoder.description,
+                }
+                text = f"{decoder.decoder_id.hex()}  {size / 1e6:.1f} MB  {decoder.description}"
+                reporter.result(f"  decoder {decoder.name}", text, fields)
 
 
 def selftest(device: opt.DeviceOption = Device.AUTO, verbose: opt.Verbose = 0) -> None:

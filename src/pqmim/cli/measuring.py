@@ -18,6 +18,7 @@ from pqmim.reporting import Failure, Reporter
 if TYPE_CHECKING:
     from pqmim.evaluation.benchmark import Benchmark
     from pqmim.evaluation.evaluate import EvaluationOptions
+    from pqmim.evaluation.image_codecs import ImageCodec
     from pqmim.evaluation.pqmim_codec import PqmimCodec
     from pqmim.evaluation.results import Evaluation
 
@@ -26,7 +27,21 @@ BD_RATE_METRICS = ("psnr-rgb", "ms-ssim-rgb")
 Models = Annotated[
     list[str] | None,
     typer.Option(
-        "-m", "--model", metavar="MODEL", help="Name or path; repeatable. [default: small, if no --reference]"
+        "-m", "--model", metavar="MODEL", help="Name or path; repeatable. [default: photo, if no --reference]"
+    ),
+]
+Decoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--decoder",
+        metavar="DECODER[@R]",
+        help="Of each model, name or path, with a realism R if it has one; repeatable. [default: fine]",
+    ),
+]
+MadeFor = Annotated[
+    str | None,
+    typer.Option(
+        "--for", metavar="DECODER", help="Whose pictures the encoder corrects. [default: the one that is measured]"
     ),
 ]
 References = Annotated[
@@ -38,6 +53,8 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of images.", show_default=False)],
     output: opt.OutputFolder,
     models: Models = None,
+    decoders: Decoders = None,
+    made_for: MadeFor = None,
     reference: References = "",
     quality_grid: Annotated[
         list[str] | None,
@@ -53,6 +70,13 @@ def evaluate(
     ] = None,
     report: Annotated[bool, typer.Option(help="Write report.html and the figures.")] = True,
     ablation: Annotated[bool, typer.Option(help="Show where the models' bits go, and nothing else.")] = False,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Write pairs.html, a page to compare pictures blindly, and nothing else.")
+    ] = False,
+    pairs_bpp: Annotated[
+        list[float] | None,
+        typer.Option(metavar="BPP", min=0, help="Rate of the pictures of --pairs; repeatable. [default: 0.1]"),
+    ] = None,
     device: opt.DeviceOption = Device.AUTO,
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Images at a time.")] = 1,
     quiet: opt.Quiet = False,
@@ -69,7 +93,10 @@ def evaluate(
         from pqmim.evaluation.reference_codecs import reference_codecs
 
         references = reference_codecs(opt.names(reference))
-        own = _own_codecs(models, device, has_references=bool(references))
+        own = _own_codecs(models, decoders, made_for, device, has_references=bool(references))
+        if pairs:
+            _write_pairs(dataset, folder, (*own, *references), tuple(pairs_bpp or (0.1,)), reporter)
+            return
         if ablation:
             _run_ablation(dataset, folder, models or [opt.DEFAULT_MODEL], device, reporter, is_quiet=is_quiet)
             return
@@ -92,6 +119,7 @@ def evaluate(
 def bench(
     output: opt.OutputFolder,
     models: Models = None,
+    decoders: Decoders = None,
     reference: References = "",
     sizes: Annotated[
         str, typer.Option(metavar="N,N,...", help="Sides of the square images, pixels.")
@@ -119,11 +147,14 @@ def bench(
         if image is not None:
             _check_image(image)
         references = [codec.name for codec in reference_codecs(opt.names(reference))]
-        own = _own_codecs(models, device, has_references=bool(references))
+        own = _own_codecs(models, decoders, None, device, has_references=bool(references))
         options = BenchmarkOptions(
             output=folder,
             codecs=(
-                *(pqmim_factory(codec.model, device=codec.device) for codec in own),
+                *(
+                    pqmim_factory(codec.model, decoder=codec.decoder, realism=codec.realism, device=codec.device)
+                    for codec in own
+                ),
                 *(reference_factory(name) for name in references),
             ),
             sizes=side_lengths,
@@ -155,14 +186,26 @@ def _check_image(path: Path) -> None:
         raise PqmimError(f"{path}: {Failure.of(error).cause}") from error
 
 
-def _own_codecs(models: list[str] | None, device: Device, *, has_references: bool) -> list[PqmimCodec]:
-    """Return the pqmim models to measure, after a look whether they can be loaded."""
-    from pqmim.evaluation.pqmim_codec import PqmimCodec
+def _own_codecs(
+    models: list[str] | None,
+    decoders: list[str] | None,
+    made_for: str | None,
+    device: Device,
+    *,
+    has_references: bool,
+) -> list[PqmimCodec]:
+    """Return the models to measure, each with each decoder, after a look whether they can be loaded."""
+    from pqmim.evaluation.pqmim_codec import PqmimCodec, parse_decoder
 
-    names = models or ([] if has_references else [opt.DEFAULT_MODEL])
-    codecs = [PqmimCodec(name, device.value) for name in names]
+    names = models or ([] if has_references and not decoders else [opt.DEFAULT_MODEL])
+    chosen: list[tuple[str | None, float | None]] = [parse_decoder(text) for text in decoders or ()]
+    codecs = [
+        PqmimCodec(name, device.value, decoder=decoder, realism=realism, made_for=made_for)
+        for name in names
+        for decoder, realism in chosen or [(None, None)]
+    ]
     for codec in codecs:
-        codec.loaded()  # a model that is not there is an error, a reference codec that is not there is none
+        codec.description()  # a model that is not there is an error, a reference codec that is not there is none
     return codecs
 
 
@@ -192,6 +235,24 @@ def _write_report(evaluation: Evaluation, options: EvaluationOptions, anchor: st
         )
         write_report(evaluation, page)
     write_figures(evaluation, options.output)
+
+
+def _write_pairs(
+    dataset: Path, output: Path, codecs: tuple[ImageCodec, ...], rates: tuple[float, ...], reporter: Reporter
+) -> None:
+    """Write the page of blind comparisons."""
+    from pqmim.evaluation.pairs import PairsOptions, write_pairs
+
+    present = []
+    for codec in codecs:
+        reason = codec.missing()
+        if reason is None:
+            present.append(codec)
+        else:
+            reporter.warning(codec.name, f"left out: {reason}")
+    page = output / "pairs.html"
+    number = write_pairs(PairsOptions(dataset, tuple(present), bpp=rates), page)
+    reporter.result(str(page), f"{number} pairs", {"pairs": number})
 
 
 def _run_ablation(

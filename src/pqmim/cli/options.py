@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from pqmim.bitstream import Container
+from pqmim.options import DEFAULT_MODEL as DEFAULT_MODEL
 from pqmim.options import Device, Fill, FillOptions, Region
 
-DEFAULT_MODEL = "small"
 DEFAULT_QUALITY = 50.0
 MAX_DIGITS = 9
 """Of a side in pixels; more are no picture anywhere."""
@@ -48,13 +48,21 @@ def _model_names() -> list[str]:
     return [model.name for model in shipped_models()]
 
 
+def _decoder_names() -> list[str]:
+    """For the completion of the shell."""
+    from pqmim.decoder_files import decoders_beside
+    from pqmim.model_files import shipped_models
+
+    return sorted({entry.name for model in shipped_models() for entry in decoders_beside(model.path)})
+
+
 EncodingModel = Annotated[
     str,
     typer.Option(
         "-m",
         "--model",
         metavar="MODEL",
-        help="Name of a shipped model, or path of a model.",
+        help="Name of a shipped token model, or path of one.",
         autocompletion=_model_names,
     ),
 ]
@@ -66,6 +74,36 @@ DecodingModel = Annotated[
         metavar="MODEL",
         help="Name or path. [default: the one in the file]",
         autocompletion=_model_names,
+    ),
+]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder",
+        metavar="DECODER",
+        help="That makes the pictures, name or path. [default: fine]",
+        autocompletion=_decoder_names,
+        show_default=False,
+    ),
+]
+MadeFor = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="DECODER",
+        help="Whose pictures the encoder corrects; every decoder takes the file. [default: fine]",
+        autocompletion=_decoder_names,
+        show_default=False,
+    ),
+]
+Realism = Annotated[
+    float | None,
+    typer.Option(
+        metavar="R",
+        min=0,
+        max=1,
+        help="Of a decoder that synthesises detail, how much of it. [default: 1]",
+        show_default=False,
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where the networks run; auto takes a GPU if there is one.")]

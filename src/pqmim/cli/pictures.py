@@ -18,7 +18,7 @@ from pqmim.options import Fill, FillOptions
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pqmim.codec import DecodedImage
+    from pqmim.codec import Codec, DecodedImage
     from pqmim.metadata import Metadata
 
 EXIF_IMAGE_DESCRIPTION = 0x010E
@@ -170,7 +170,21 @@ def _over_white(image: Image) -> Image:
     return white.convert("RGB")
 
 
-def provenance(decoded: DecodedImage, options: FillOptions) -> str:
+def synthesis_note(codec: Codec) -> str:
+    """Say that detail was synthesised, and by what; empty of a faithful decoder."""
+    if not codec.realism:
+        return ""
+    decoder = f"{codec.decoder_name} ({codec.decoder_id.hex()})"
+    return f"detail was synthesised by the decoder {decoder}, realism {codec.realism:g}"
+
+
+def joined(*parts: str) -> str:
+    """A comment of several parts, those that are empty left out; empty if all are."""
+    said = "; ".join(filter(None, parts))
+    return f"pqmim: {said}" if said else ""
+
+
+def provenance(decoded: DecodedImage, options: FillOptions, codec: Codec) -> str:
     """Say what of a picture was not in its file; empty if everything was."""
     parts = []
     if decoded.invented_share:
@@ -178,7 +192,7 @@ def provenance(decoded: DecodedImage, options: FillOptions) -> str:
         parts.append(f"{share} of the tokens were not in the file and were filled ({how_filled(options)})")
     if decoded.problem:
         parts.append(f"salvaged: {decoded.problem}")
-    return f"pqmim: {'; '.join(parts)}" if parts else ""
+    return joined(*parts, synthesis_note(codec))
 
 
 def how_filled(options: FillOptions) -> str:

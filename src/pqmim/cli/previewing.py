@@ -84,6 +84,8 @@ def preview(
         typer.Option("--html", help=f"Write one page that shows originals and previews. [default OUT: {DEFAULT_PAGE}]"),
     ] = False,
     model: opt.EncodingModel = opt.DEFAULT_MODEL,
+    decoder: opt.Decoder = None,
+    realism: opt.Realism = None,
     jobs: opt.Jobs = 1,
     force: opt.Force = False,
     skip_existing: opt.SkipExisting = False,
@@ -93,7 +95,7 @@ def preview(
 ) -> None:
     """Make previews, pictures in a few hundred bytes: photo.jpg becomes photo.preview.pqm."""
     opt.only_one_of({"--data-url": data_url or None, "--html": html or None})
-    codecs = Codecs(model, Device.CPU, threads=1)
+    codecs = Codecs(model, Device.CPU, threads=1, decoder=decoder, realism=realism)
     if html:
         if jobs > 1:
             raise typer.BadParameter("give --html or -j, not both")
@@ -110,7 +112,7 @@ def preview(
         Naming(f".preview{suffix}", image_suffixes()),
         images(),
         convert,
-        handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, model=model),
+        handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, codecs=codecs),
         reporter=Reporter(as_json, quiet, verbose),
     )
 
@@ -120,7 +122,7 @@ def _write_page(inputs: list[str], output: str | None, convert: _Page, *, force:
     check_output(["-"], output, HTML, is_any_other=False)
     target = output_of(output)
     reporter.to_stderr = isinstance(target, Stream)
-    handling = handling_of(force=force, model=convert.model)
+    handling = handling_of(force=force, codecs=convert.codecs)
     with one_line_errors(reporter):
         jobs = reading_jobs(inputs, images(), reporter)
         OutputCheck(jobs, handling).require(target)

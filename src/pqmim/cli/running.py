@@ -30,7 +30,9 @@ class Codecs:
     """The codecs of one call, each loaded once; worker processes load their own.
 
     Attributes:
-        model: name or path of the model that decodes all files, None = the shipped one that a file names.
+        model: name or path of the token model that decodes all files, None = the shipped one that a file names.
+        decoder: name or path, None = the default one of the token model.
+        realism: of the decoder, if it has one.
         threads: of the networks; None = the cores, shared by the processes.
         workers: processes that share the cores.
     """
@@ -39,13 +41,15 @@ class Codecs:
     device: Device = Device.AUTO
     threads: int | None = None
     workers: int = 1
+    decoder: str | None = None
+    realism: float | None = None
     _loaded: dict[str, Codec] = field(default_factory=dict, init=False, repr=False)
 
     def named(self, model: str, note: Note) -> Codec:
         """Codec of a model.
 
         Raises:
-            ModelError, ConfigError: the model or the device cannot be used.
+            ModelError, ConfigError: the model, the decoder or the device cannot be used.
         """
         if model not in self._loaded:
             start = time.perf_counter()
@@ -55,11 +59,12 @@ class Codecs:
             if threads is None and self.workers > 1:
                 threads = max(1, num_usable_cores() // self.workers)
             try:
-                codec = load_codec(model, device=self.device.value, threads=threads)
+                codec = load_codec(model, self.decoder, realism=self.realism, device=self.device.value, threads=threads)
             except OSError as error:
                 raise ModelError(f"{model}: {error.strerror or error}") from error
             self._loaded[model] = codec
-            note(f"model {codec.name} ({codec.model_id.hex()}) loaded in {time.perf_counter() - start:.2f} s")
+            files = f"model {codec.name} ({codec.model_id.hex()}), decoder {codec.decoder_name}"
+            note(f"{files} loaded in {time.perf_counter() - start:.2f} s")
         return self._loaded[model]
 
     def for_file(self, container: Container, note: Note) -> Codec:
@@ -122,20 +127,27 @@ def reading_jobs(inputs: list[str], kinds: Kinds, reporter: Reporter) -> list[Jo
 
 
 def handling_of(
-    *, force: bool, skip_existing: bool = False, workers: int = 1, inputs: tuple[Path, ...] = (), model: str | None
+    *,
+    force: bool,
+    skip_existing: bool = False,
+    workers: int = 1,
+    inputs: tuple[Path, ...] = (),
+    codecs: Codecs | None = None,
 ) -> Handling:
     """How jobs are done, from the options of a command.
 
     Args:
         inputs: besides the files that the jobs read.
-        model: which is an input as well, if it is a file.
+        codecs: whose files are inputs as well.
     """
     if force and skip_existing:
         raise typer.BadParameter("give -f or --skip-existing, not both")
-    if model is not None:
+    if codecs is not None and codecs.model is not None:
         from pqmim.model_files import MODEL_FILE
 
-        inputs = (*inputs, Path(model), Path(model, MODEL_FILE))
+        inputs = (*inputs, Path(codecs.model), Path(codecs.model, MODEL_FILE))
+    if codecs is not None and codecs.decoder is not None:
+        inputs = (*inputs, Path(codecs.decoder))
     return Handling(force, skip_existing, workers, inputs)
 
 

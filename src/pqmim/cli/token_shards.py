@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pqmim.batch import Handling, Note, Result, run_jobs
-from pqmim.bitstream import MAGIC, MINI_MAGIC, parse
+from pqmim.bitstream import is_pqm, parse
 from pqmim.cli import options as opt
 from pqmim.cli.running import Codecs, exit_with, one_line_errors
 from pqmim.files import Stream, place_of
@@ -46,7 +46,7 @@ class RecordMaker:
 
         from pqmim.token_files import TokenRecord, label_of
 
-        is_coded = data.startswith((MAGIC, MINI_MAGIC))
+        is_coded = is_pqm(data)
         codec = (
             self.codecs.for_file(parse(data), note)
             if is_coded

@@ -1,4 +1,4 @@
-"""`train`: the two parts of a model. PyTorch is imported here and in no other command of the codec."""
+"""`train`: the parts of a model. PyTorch is imported here and in no other command of the codec."""
 
 from __future__ import annotations
 
@@ -62,6 +62,24 @@ def train_entropy(
 
         config = load_config(EntropyTraining, recipe, _with_limit(overrides, max_minutes))
         from pqmim.training.train_entropy_model import train
+
+        _train(lambda: train(config, resume=resume), reporter)
+
+
+def train_decoder(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    max_minutes: MaxMinutes = None,
+    verbose: opt.Verbose = 0,
+) -> None:
+    """Train a decoder for the tokens of a trained model."""
+    reporter = Reporter(verbosity=verbose)
+    with one_line_errors(reporter), _missing_packages_named():
+        from pqmim.training.recipes import DecoderTraining, load_config
+
+        config = load_config(DecoderTraining, recipe, _with_limit(overrides, max_minutes))
+        from pqmim.training.train_decoder import train
 
         _train(lambda: train(config, resume=resume), reporter)
 

@@ -20,6 +20,7 @@ from rich.progress import track
 from pqmim.bitstream import parse
 from pqmim.codec import Codec
 from pqmim.config import QualityRange
+from pqmim.decoder_files import find_decoder, load_decoder
 from pqmim.errors import MissingExtraError
 from pqmim.evaluation.dataset import find_images
 from pqmim.evaluation.pixel_metrics import psnr_rgb
@@ -147,13 +148,14 @@ def variants_of(model: str, device: str) -> tuple[ModelVariant, ...]:
     num_groups = len(entropy.group_steps)
     float_weights = path.parent / FLOAT_MODEL
     float_network = FloatNetwork.load(loaded, path, float_weights) if float_weights.exists() else None
-    variants = [ModelVariant(loaded.name, Codec(loaded, device), float_network)]
+    decoder = load_decoder(find_decoder(None, path))
+    variants = [ModelVariant(loaded.name, Codec(loaded, decoder, device), float_network)]
     for count in (1, 2, NUM_QUINCUNX_STEPS):
         other_steps = replace(entropy, group_steps=(count,) * num_groups)
-        codec = Codec(replace(loaded, config=replace(config, entropy=other_steps)), device)
+        codec = Codec(replace(loaded, config=replace(config, entropy=other_steps)), decoder, device)
         variants.append(ModelVariant(f"{loaded.name}, {count * num_groups} steps", codec))
     distance_alone = replace(config, quality=QualityRange(w_at_0=NEAREST_W, w_at_100=NEAREST_W))
-    nearest = Codec(replace(loaded, config=distance_alone), device)
+    nearest = Codec(replace(loaded, config=distance_alone), decoder, device)
     variants.append(ModelVariant(f"{loaded.name}, nearest codeword", nearest, qualities=(100.0,)))
     return tuple(variants)
 

@@ -38,9 +38,11 @@ class CodecFactory(Protocol):
         """Return the codec."""
 
 
-def pqmim_factory(model: str, *, device: str = "auto") -> CodecFactory:
-    """Factory of a pqmim model."""
-    return partial(_pqmim_codec, model, device)
+def pqmim_factory(
+    model: str, *, decoder: str | None = None, realism: float | None = None, device: str = "auto"
+) -> CodecFactory:
+    """Factory of a token model and a decoder."""
+    return partial(_pqmim_codec, model, decoder, realism, device)
 
 
 def reference_factory(name: str) -> CodecFactory:
@@ -205,8 +207,8 @@ def growth_exponent(timings: Sequence[Timing], name: str) -> float | None:
     return float(np.polyfit(largest[:, 0], largest[:, 1], 1)[0])
 
 
-def _pqmim_codec(model: str, device: str, *, threads: int) -> ImageCodec:
-    return PqmimCodec(model, device=device, threads=threads)
+def _pqmim_codec(model: str, decoder: str | None, realism: float | None, device: str, *, threads: int) -> ImageCodec:
+    return PqmimCodec(model, device=device, threads=threads, decoder=decoder, realism=realism)
 
 
 def _time_in_processes(factory: CodecFactory, blank: Timing, image: Pixels, options: BenchmarkOptions) -> Timing:

@@ -106,7 +106,7 @@ def run_evaluation(options: EvaluationOptions) -> Evaluation:
 
     pixel_keys = tuple(key for key in keys if not METRICS[key].of_sets)
     tasks = [
-        Measurement(images[name], name, hashes[name], codec, quality, pixel_keys, options.weights, options.output)
+        Measurement(images[name], name, hashes[name], codec, quality, pixel_keys, options.output)
         for codec in present
         for name in images
         for quality in _qualities(codec, options)
@@ -115,7 +115,6 @@ def run_evaluation(options: EvaluationOptions) -> Evaluation:
 
     set_keys = tuple(key for key in keys if METRICS[key].of_sets)
     if set_keys:
-        assert options.weights is not None  # `check_weights` saw to it
         for codec in present:
             for quality in _qualities(codec, options):
                 measure_sets(options.output, codec, quality, images, set_keys, options.weights)

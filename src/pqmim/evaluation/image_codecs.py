@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image, features
 from PIL import __version__ as PILLOW_VERSION
@@ -51,6 +51,22 @@ class ImageCodec(Protocol):
 
     def decode(self, data: bytes) -> Image.Image:
         """Decompress a file made by `encode` into an RGB image."""
+
+
+@runtime_checkable
+class DecoderCodec(Protocol):
+    """What an `ImageCodec` has besides if it is one of several decoders that the same files have."""
+
+    @property
+    def decoder_name(self) -> str:
+        """As `ImageCodec.name`, the same for all strengths of one decoder."""
+
+    @property
+    def strength(self) -> float | None:
+        """Realism of a decoder that draws detail which was not sent, 0 to 1; None of others."""
+
+    def takes_files_of(self, other: ImageCodec) -> bool:
+        """Whether it decodes the other's files."""
 
 
 @dataclass(frozen=True)

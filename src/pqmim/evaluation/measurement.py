@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from PIL import Image
 
 from pqmim.errors import ImageError, PqmimError
 from pqmim.evaluation.image_codecs import ImageCodec
-from pqmim.evaluation.metrics import compute_metric
-from pqmim.evaluation.perceptual import load_inception, set_distances
+from pqmim.evaluation.metrics import METRICS, compute_metric
+from pqmim.evaluation.perceptual import inception_distances, kernel_distances, load_inception, load_pooled
 from pqmim.evaluation.pixel_metrics import Pixels
 from pqmim.evaluation.results import record_file, set_file, write_bytes, write_json
 from pqmim.image_io import load_picture
@@ -32,7 +32,6 @@ class Measurement:
     codec: ImageCodec
     quality: float
     metrics: tuple[str, ...]
-    weights: Path | None
     output: Path
 
     @property
@@ -72,7 +71,7 @@ class Measurement:
             raise ImageError(f"{self.image}, {self.codec.name} at {self.quality:g}: {error}") from error
         for key in self.metrics:
             if key not in record["metrics"]:
-                record["metrics"][key] = compute_metric(key, original, decoded, weights=self.weights)
+                record["metrics"][key] = compute_metric(key, original, decoded)
         write_json(self.record_file, record)
 
     def _code(self, original: Pixels) -> dict[str, Any]:
@@ -114,25 +113,37 @@ def measure_sets(
     quality: float,
     images: Mapping[str, Path],
     keys: tuple[str, ...],
-    weights: Path,
+    weights: Path | None,
 ) -> None:
-    """Compute metrics of the whole set, if not stored for these very files."""
-    tasks = [Measurement(file, name, "", codec, quality, (), weights, output) for name, file in images.items()]
+    """Compute metrics of the whole set, if not stored for these very files.
+
+    Args:
+        weights: see `metrics.check_weights`.
+    """
+    tasks = [Measurement(file, name, "", codec, quality, (), output) for name, file in images.items()]
     digest = sha256(b"".join(task.coded_file.read_bytes() for task in tasks))
     file = set_file(output, codec.name, quality)
     record = json.loads(file.read_text("utf-8")) if file.exists() else {}
     if record.get("files_sha256") != digest:
         record = {"files_sha256": digest, "metrics": {}}
-    todo = tuple(key for key in keys if key not in record["metrics"])
+
+    def pairs() -> Iterator[tuple[Pixels, Pixels]]:
+        for task in tasks:
+            decoded = codec.decode(task.coded_file.read_bytes()).convert("RGB")
+            yield load_picture(task.file).rgb, np.asarray(decoded)
+
+    todo = [key for key in keys if key not in record["metrics"]]
+    by_user = [key for key in todo if METRICS[key].needs_weights]
+    by_package = [key for key in todo if not METRICS[key].needs_weights]
+    if by_user:
+        assert weights is not None  # `check_weights` saw to it
+        record["metrics"].update(inception_distances(pairs(), by_user, load_inception(weights)))
+    if by_package:
+        estimates, record["patches"] = kernel_distances(pairs(), {key: load_pooled(key) for key in by_package})
+        for key, estimate in estimates.items():
+            record["metrics"][key] = estimate and estimate.value
+            record.setdefault("intervals", {})[key] = estimate and (estimate.low, estimate.high)
     if todo:
-        pairs = (
-            (
-                load_picture(task.file).rgb,
-                np.asarray(codec.decode(task.coded_file.read_bytes()).convert("RGB")),
-            )
-            for task in tasks
-        )
-        record["metrics"].update(set_distances(pairs, todo, load_inception(weights)))
         write_json(file, record)
 
 

@@ -1,8 +1,8 @@
 """The metrics that evaluation knows, by name: what they need, and how to compute them.
 
-Pixel metrics compare one image with its reconstruction. Perceptual ones need a trained network, whose
-weights the user names; two of them (FID, KID) compare whole sets. Heavy packages are imported when a metric
-is first used.
+Pixel metrics compare one image with its reconstruction. Perceptual ones need a trained network: its weights come with
+a package, or the user names them. Those of sets (FID, KID) compare whole data sets. Heavy packages are imported when
+a metric is first used.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pqmim.errors import ConfigError, MissingExtraError
-from pqmim.evaluation.perceptual import WEIGHT_FILES, load_perceptual_network, perceptual_distance
+from pqmim.evaluation.perceptual import INCEPTION_FILE, load_distance, perceptual_distance
 from pqmim.evaluation.pixel_metrics import Pixels, butteraugli, ms_ssim_rgb, psnr_rgb, psnr_y, ssimulacra2
+from pqmim.perceptual.packages import DISTS, EFFICIENTNET_LITE0, LPIPS, WeightPackage, require
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class Metric:
         key: name in results files; CompressAI's where it has one.
         label: for a plot's axis, with the unit.
         is_better_higher: direction.
-        needs_weights: a trained network, see `check_weights`.
+        packages: that hold the weights of its trained network.
+        needs_weights: the user names its network's weights, see `check_weights`.
         of_sets: compares all images of a data set at once, not image by image.
     """
 
     key: str
     label: str
     is_better_higher: bool = True
+    packages: tuple[WeightPackage, ...] = ()
     needs_weights: bool = False
     of_sets: bool = False
 
@@ -45,13 +48,23 @@ METRICS = {
         Metric("ms-ssim-rgb", "MS-SSIM RGB"),
         Metric("ssimulacra2", "SSIMULACRA2"),
         Metric("butteraugli", "Butteraugli (3-norm)", is_better_higher=False),
-        Metric("lpips", "LPIPS (AlexNet)", is_better_higher=False, needs_weights=True),
-        Metric("dists", "DISTS", is_better_higher=False, needs_weights=True),
+        Metric("lpips-alex", "LPIPS (AlexNet)", is_better_higher=False, packages=(LPIPS,)),
+        Metric("lpips-vgg", "LPIPS (VGG16)", is_better_higher=False, packages=(LPIPS,)),
+        Metric("dists", "DISTS", is_better_higher=False, packages=(LPIPS, DISTS)),
+        Metric(
+            "kid-lite0",
+            "KID (EfficientNet-Lite0, 256)",
+            is_better_higher=False,
+            packages=(EFFICIENTNET_LITE0,),
+            of_sets=True,
+        ),
+        Metric("kid-alex", "KID (AlexNet, 256)", is_better_higher=False, packages=(LPIPS,), of_sets=True),
+        Metric("kid-vgg", "KID (VGG16, 256)", is_better_higher=False, packages=(LPIPS,), of_sets=True),
         Metric("fid256", "FID/256", is_better_higher=False, needs_weights=True, of_sets=True),
         Metric("kid256", "KID/256", is_better_higher=False, needs_weights=True, of_sets=True),
     )
 }
-_ALIASES = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb", "fid": "fid256", "kid": "kid256"}
+_ALIASES = {"psnr": "psnr-rgb", "ms-ssim": "ms-ssim-rgb", "lpips": "lpips-alex", "fid": "fid256", "kid": "kid256"}
 _PIXEL_METRICS: dict[str, Callable[[Pixels, Pixels], float | None]] = {
     "psnr-rgb": psnr_rgb,
     "psnr-y": psnr_y,
@@ -80,15 +93,8 @@ def missing_metric(key: str) -> str | None:
     """Say why a metric cannot be computed here; None if it can. Weights are checked by `check_weights`."""
     if key == "butteraugli":
         return None if shutil.which("butteraugli_main") else "the program butteraugli_main is not installed"
-    packages = {
-        "ms-ssim-rgb": ("pytorch_msssim",),
-        "ssimulacra2": ("ssimulacra2",),
-        "lpips": ("torchmetrics", "torchvision"),
-        "dists": ("torchmetrics", "torchvision"),
-        "fid256": ("torchmetrics", "torch_fidelity"),
-        "kid256": ("torchmetrics", "torch_fidelity"),
-    }
-    for package in packages.get(key, ()):
+    needed = {"ms-ssim-rgb": ("pytorch_msssim",), "ssimulacra2": ("ssimulacra2",)}
+    for package in needed.get(key, ()):
         try:
             importlib.import_module(package)
         except ImportError:
@@ -97,7 +103,7 @@ def missing_metric(key: str) -> str | None:
 
 
 def check_weights(keys: Iterable[str], weights: Path | None) -> None:
-    """Refuse perceptual metrics that cannot be computed, before hours are spent.
+    """Refuse metrics of trained networks that cannot be computed, before hours are spent.
 
     Args:
         weights: folder laid out as torch's hub folder: weight files, under their published names, in its
@@ -108,24 +114,34 @@ def check_weights(keys: Iterable[str], weights: Path | None) -> None:
         MissingExtraError: a package is not installed.
     """
     for key in keys:
-        if not METRICS[key].needs_weights:
+        metric = METRICS[key]
+        for package in metric.packages:
+            require(package)
+        if metric.packages:
+            _require_modules("eval", "torch")
+        if not metric.needs_weights:
             continue
-        absent = missing_metric(key)
-        if absent is not None:
-            raise MissingExtraError(absent.removeprefix("the package ").split()[0], "perceptual")
+        _require_modules("fid", "torchmetrics", "torch_fidelity")
         if weights is None:
             raise ConfigError(f"{key} needs the weights of a trained network: name their folder")
-        if not (weights / WEIGHT_FILES[key]).is_file():
-            raise ConfigError(f"{key} needs {weights / WEIGHT_FILES[key]}, which is not there")
+        if not (weights / INCEPTION_FILE).is_file():
+            raise ConfigError(f"{key} needs {weights / INCEPTION_FILE}, which is not there")
 
 
-def compute_metric(key: str, original: Pixels, decoded: Pixels, *, weights: Path | None = None) -> float | None:
+def _require_modules(extra: str, *modules: str) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise MissingExtraError(module.replace("_", "-"), extra) from None
+
+
+def compute_metric(key: str, original: Pixels, decoded: Pixels) -> float | None:
     """Compare an image with its reconstruction.
 
     Args:
         original: (H, W, 3) uint8.
         decoded: same shape.
-        weights: see `check_weights`.
 
     Returns:
         None where the metric is not defined, as for MS-SSIM of images below 161 pixels.
@@ -135,7 +151,6 @@ def compute_metric(key: str, original: Pixels, decoded: Pixels, *, weights: Path
     """
     if original.shape != decoded.shape:
         raise ValueError(f"images of shapes {original.shape} and {decoded.shape} cannot be compared")
-    if METRICS[key].needs_weights:
-        assert weights is not None  # `check_weights` comes first
-        return perceptual_distance(load_perceptual_network(key, weights), original, decoded)
+    if METRICS[key].packages:
+        return perceptual_distance(load_distance(key), original, decoded)
     return _PIXEL_METRICS[key](original, decoded)

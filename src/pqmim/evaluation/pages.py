@@ -21,3 +21,10 @@ def data_uri(pixels: Pixels, webp_quality: int) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "WEBP", quality=webp_quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def lossless_uri(pixels: Pixels) -> str:
+    """Return (H, W, 3) uint8 pixels as the source of an <img>, every one as it is."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", lossless=True, quality=50, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,30 +1,31 @@
-"""Metrics by trained networks, through torchmetrics: LPIPS and DISTS of a pair of images, FID and KID of whole sets.
+"""Metrics by trained networks: distances of a pair of pictures, and of whole sets, cut into patches.
 
-Weights are files that the user names; nothing is downloaded. Everything here needs the extra `perceptual`.
+LPIPS, DISTS and KID by small networks take their weights from installed packages, see `pqmim.perceptual`. FID and KID
+by Inception v3, as published, take a file that the user names. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pqmim.evaluation.kid import Estimate, kernel_distance
 from pqmim.evaluation.pixel_metrics import Pixels, to_batch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HIFIC_PATCH = 256  # pixels per side
-# What torchmetrics and torch-fidelity look for in torch's hub folder.
-WEIGHT_FILES = {
-    "lpips": "checkpoints/alexnet-owt-7be5be79.pth",
-    "dists": "checkpoints/vgg16-397923af.pth",
-    "fid256": "checkpoints/weights-inception-2015-12-05-6726825d.pth",
-    "kid256": "checkpoints/weights-inception-2015-12-05-6726825d.pth",
-}
+INCEPTION_FILE = "checkpoints/weights-inception-2015-12-05-6726825d.pth"
+"""Where in the user's folder of weights: as torch-fidelity lays it into torch's hub folder."""
+_PATCHES_AT_ONCE = 8
+Network = TypeVar("Network", bound="nn.Module")
 
 
 def perceptual_distance(network: Callable[[Tensor, Tensor], Tensor], original: Pixels, decoded: Pixels) -> float:
@@ -36,39 +37,37 @@ def perceptual_distance(network: Callable[[Tensor, Tensor], Tensor], original: P
     import torch
 
     with torch.no_grad():
-        return float(network(to_batch(original).float() / 255, to_batch(decoded).float() / 255))
+        return float(network(*(_unit_batch([pixels]) for pixels in (original, decoded))))
 
 
 @lru_cache(maxsize=4)
-def load_perceptual_network(key: str, weights: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """Load LPIPS or DISTS as torchmetrics builds them, with the user's weights and no download.
+def load_distance(key: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Load the network of `lpips-alex`, `lpips-vgg` or `dists`.
 
-    Args:
-        weights: see `check_weights`, which has passed.
+    Raises:
+        MissingExtraError: the package of its weights is not installed.
     """
-    metric: Callable[[Tensor, Tensor], Tensor]
-    with _hub_folder(weights):
-        if key == "lpips":
-            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    from pqmim.perceptual.dists import load_dists
+    from pqmim.perceptual.lpips import load_lpips
 
-            metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-        else:
-            from torchmetrics.image.dists import DeepImageStructureAndTextureSimilarity
-
-            metric = DeepImageStructureAndTextureSimilarity()
-    return metric  # called with two images, it returns the distance of these two
+    network: nn.Module = load_dists() if key == "dists" else load_lpips(key.removeprefix("lpips-"))
+    return _for_pictures(network)
 
 
-@lru_cache(maxsize=1)
-def load_inception(weights: Path) -> nn.Module:
-    """Load torch-fidelity's Inception v3 (the network of the original FID) from the user's file.
+@lru_cache(maxsize=4)
+def load_pooled(key: str) -> Callable[[Tensor], Tensor]:
+    """Load the features of `kid-lite0`, `kid-alex` or `kid-vgg`: (n, 3, H, W) float32 in [0, 1] -> (n, d).
 
-    Returns:
-        (n, 3, H, W) uint8 -> (n, 2048) float32.
+    Raises:
+        MissingExtraError: the package of the network's weights is not installed.
     """
-    from torchmetrics.image.fid import NoTrainInceptionV3
+    from pqmim.perceptual.backbones import load_backbone
+    from pqmim.perceptual.efficientnet import load_efficientnet_lite0
 
-    return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights / WEIGHT_FILES["fid256"]))
+    name = key.removeprefix("kid-")
+    if name == "lite0":
+        return _for_pictures(load_efficientnet_lite0()).pooled
+    return _for_pictures(load_backbone(name)).pooled
 
 
 def hific_patches(pixels: Pixels, size: int = HIFIC_PATCH) -> Iterator[Pixels]:
@@ -83,9 +82,60 @@ def hific_patches(pixels: Pixels, size: int = HIFIC_PATCH) -> Iterator[Pixels]:
                 yield pixels[top : top + size, left : left + size]
 
 
-def set_distances(
+def pooled_features(pooled: Callable[[Tensor], Tensor], patches: Sequence[Pixels]) -> NDArray[np.float32]:
+    """Run a network of `load_pooled` over patches of one size -> (number, d)."""
+    import torch
+
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(patches), _PATCHES_AT_ONCE):
+            rows.append(pooled(_unit_batch(patches[start : start + _PATCHES_AT_ONCE])).numpy())
+    return np.concatenate(rows)
+
+
+def kernel_distances(
+    pairs: Iterable[tuple[Pixels, Pixels]], networks: Mapping[str, Callable[[Tensor], Tensor]]
+) -> tuple[dict[str, Estimate | None], int]:
+    """Compute KID of reconstructions against originals over HiFiC's patches.
+
+    Args:
+        pairs: originals and their reconstructions.
+        networks: metric key -> see `load_pooled`.
+
+    Returns:
+        A distance per key, None if fewer than two pictures hold a patch; the number of patches.
+    """
+    features: dict[str, tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]]
+    features = {key: ([], []) for key in networks}
+    pictures: list[int] = []
+    for index, pair in enumerate(pairs):
+        originals, others = (list(hific_patches(pixels)) for pixels in pair)
+        pictures += [index] * len(originals)
+        if originals:
+            for key, network in networks.items():
+                features[key][0].append(pooled_features(network, originals))
+                features[key][1].append(pooled_features(network, others))
+    return {
+        key: kernel_distance(np.concatenate(x), np.concatenate(y), pictures) if x else None
+        for key, (x, y) in features.items()
+    }, len(pictures)
+
+
+@lru_cache(maxsize=1)
+def load_inception(weights: Path) -> nn.Module:
+    """Load torch-fidelity's Inception v3 (the network of the original FID) from the user's file.
+
+    Returns:
+        (n, 3, H, W) uint8 -> (n, 2048) float32.
+    """
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights / INCEPTION_FILE))
+
+
+def inception_distances(
     pairs: Iterable[tuple[Pixels, Pixels]], keys: Sequence[str], features: nn.Module
-) -> Mapping[str, float | None]:
+) -> dict[str, float | None]:
     """Compute FID/256 and KID/256 of reconstructions against originals.
 
     Args:
@@ -128,14 +178,17 @@ def set_distances(
     return distances
 
 
-@contextmanager
-def _hub_folder(folder: Path) -> Iterator[None]:
-    """Let torch find weights in the user's folder for a while."""
+def _unit_batch(pictures: Sequence[Pixels]) -> Tensor:
+    """Pictures of one size -> (n, 3, H, W) float32 in [0, 1], in the layout that convolutions are fastest in."""
     import torch
 
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(folder))
-    try:
-        yield
-    finally:
-        torch.hub.set_dir(before)
+    batch = torch.cat([to_batch(pixels) for pixels in pictures]).float() / 255
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def _for_pictures(network: Network) -> Network:
+    """The network in the layout of `_unit_batch`."""
+    import torch
+
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
+    return network

@@ -1,4 +1,4 @@
-"""Rate-distortion curves that others published; quoted, never re-measured."""
+"""What others published, curves and perceptual figures; quoted, never re-measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PublishedCurve:
 
 def published_kodak_curves() -> tuple[PublishedCurve, ...]:
     """Read the published Kodak curves that ship with the package."""
-    content = json.loads(resources.files("pqmim.evaluation").joinpath("published_kodak.json").read_text("utf-8"))
+    content = _read("published_kodak.json")
     return tuple(
         PublishedCurve(
             name=f"published {curve['name']}",
@@ -37,3 +38,31 @@ def published_kodak_curves() -> tuple[PublishedCurve, ...]:
         )
         for curve in content["curves"]
     )
+
+
+def published_perceptual_table(dataset: str) -> str:
+    """Perceptual figures of others as Markdown, with their sources. Made by other protocols than pqmim's own.
+
+    Args:
+        dataset: "clic2020", or "kodak" (which is too small for FID and KID).
+    """
+    content = _read("published_perceptual.json")
+    columns = {"fid": "FID", "kid": "KID x 1000", "lpips": "LPIPS", "dists": "DISTS", "psnr": "PSNR (dB)"}
+    points = [(codec["name"], point) for codec in content["codecs"] for point in codec["points"][dataset]]
+    shown = [key for key in columns if any(key in point for _, point in points)]
+    lines = [
+        "| " + " | ".join(("published", "bpp", *(columns[key] for key in shown))) + " |",
+        "| " + " | ".join(["---"] * (2 + len(shown))) + " |",
+    ]
+    for name, point in points:
+        cells = [name, f"{point['bpp']:.3f}"]
+        for key in shown:
+            value = point.get(key)
+            cells.append("" if value is None else f"{1000 * value:.2f}" if key == "kid" else f"{value:g}")
+        lines.append("| " + " | ".join(cells) + " |")
+    sources = "; ".join(f"{codec['name']}: {codec['source']}" for codec in content["codecs"])
+    return "\n".join(lines) + f"\n\n{content['protocol']} Sources: {sources}.\n"
+
+
+def _read(name: str) -> Any:
+    return json.loads(resources.files("pqmim.evaluation").joinpath(name).read_text("utf-8"))

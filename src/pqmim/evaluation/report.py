@@ -15,16 +15,17 @@ from PIL import Image
 from pqmim.errors import ConfigError
 from pqmim.evaluation.curve_style import MAX_PLOTTED_BPP, curve_colors, is_plotted, plot_label, plot_values
 from pqmim.evaluation.dataset import find_images
-from pqmim.evaluation.image_codecs import ImageCodec
+from pqmim.evaluation.image_codecs import DecoderCodec, ImageCodec
+from pqmim.evaluation.matching import SizeMatcher
 from pqmim.evaluation.metrics import METRICS
 from pqmim.evaluation.pages import data_uri, page_part
+from pqmim.evaluation.perceptual import HIFIC_PATCH
 from pqmim.evaluation.pixel_metrics import Pixels, psnr_rgb
 from pqmim.evaluation.results import Curve, Evaluation, bd_rates
 from pqmim.image_io import load_picture
 
 MAX_PAGE_BYTES = 3_000_000
 EMBEDDED_QUALITIES = (92, 85, 75, 60, 40)  # of WebP; the first that keeps the page below the limit
-MATCHING_STEPS = 7  # bisections of a reference codec's quality
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class ReportOptions:
         title: heading.
         dataset: the images that were evaluated, for the viewer; None leaves the viewer out.
         codecs: able to decode the measured files; the first is the page's subject. Needed for the viewer.
-        references: names of the codecs in `codecs` that the viewer puts beside the subject, at equal bytes.
+        references: names of the codecs in `codecs` that the viewer puts beside the subject, at equal bytes. Other
+            decoders of the subject's files (`DecoderCodec`) are there always, several realisms of one behind a slider.
         anchor: curve that BD-rates are told against at first; by default published BPG, or the first curve.
         images: how many images the viewer shows, spread over the data set.
         bpp: rates that the viewer shows them at; the subject's measured point next to each is taken.
@@ -70,7 +72,8 @@ def write_report(evaluation: Evaluation, options: ReportOptions) -> int:
         content["pictures"] = [picture.embedded(webp_quality) for picture in pictures]
         content["view_note"] = (
             "The references were encoded anew to the same number of bytes as the first codec's file, as near "
-            "as their quality scales allow. To keep this page small, all pictures in it (the original too) "
+            "as their quality scales allow; other decoders show that very file. "
+            "To keep this page small, all pictures in it (the original too) "
             f"are embedded as WebP of quality {webp_quality}; bytes and PSNR are those of the real files."
         )
         page = _page(options.title, content).encode()
@@ -103,20 +106,6 @@ def bd_rate_table(evaluation: Evaluation, *, anchor: str | None = None, key: str
     return "\n".join(lines) + "\n"
 
 
-def match_bytes(codec: ImageCodec, image: Image.Image, target: int) -> bytes:
-    """Encode an image into a file as near to `target` bytes as the codec's quality scale allows."""
-    low, high = codec.qualities[0], codec.qualities[-1]
-    files = [codec.encode(image, low), codec.encode(image, high)]
-    for _ in range(MATCHING_STEPS):
-        middle = (low + high) / 2
-        files.append(codec.encode(image, middle))
-        if len(files[-1]) > target:
-            high = middle
-        else:
-            low = middle
-    return min(files, key=lambda data: abs(len(data) - target))
-
-
 @dataclass(frozen=True)
 class _Version:
     """An image as one codec gives it back; `size` in bytes is None for the original."""
@@ -125,6 +114,7 @@ class _Version:
     pixels: Pixels
     size: int | None
     psnr: float | None
+    realism: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +136,7 @@ class _Picture:
                     "bytes": version.size,
                     "bpp": None if version.size is None else 8 * version.size / (width * height),
                     "psnr": version.psnr,
+                    "realism": version.realism,
                     "source": data_uri(version.pixels, webp_quality),
                 }
                 for version in self.versions
@@ -157,6 +148,7 @@ def _pictures(evaluation: Evaluation, options: ReportOptions) -> list[_Picture]:
     """Decode the subject's files and make the references' at equal bytes."""
     assert options.dataset is not None  # the caller looked
     subject, *others = options.codecs
+    decoders = [codec for codec in others if isinstance(codec, DecoderCodec) and codec.takes_files_of(subject)]
     references = [codec for codec in others if codec.name in options.references and codec.missing() is None]
     files = find_images(options.dataset)
     if files.keys() != evaluation.images.keys():
@@ -174,16 +166,18 @@ def _pictures(evaluation: Evaluation, options: ReportOptions) -> list[_Picture]:
             row = min((r for r in rows if r["image"] == name), key=lambda r: abs(r["bpp"] - bpp))
             folder = Path(row["folder"], "files", subject.name, f"{row['quality']:g}")
             data = (folder / f"{name}.{subject.extension}").read_bytes()
-            versions = [_Version("original", original, None, None), _version(subject, data, original)]
+            versions = [_Version("original", original, None, None)]
+            versions += [_version(codec, data, original) for codec in (subject, *decoders)]
             for codec in references:
-                versions.append(_version(codec, match_bytes(codec, image, len(data)), original))
+                versions.append(_version(codec, SizeMatcher(codec, image).match(len(data))[1], original))
             pictures.append(_Picture(f"{name}, {row['bpp']:.2f} bpp", tuple(versions)))
     return pictures
 
 
 def _version(codec: ImageCodec, data: bytes, original: Pixels) -> _Version:
     pixels = np.asarray(codec.decode(data).convert("RGB"))
-    return _Version(codec.name, pixels, len(data), psnr_rgb(original, pixels))
+    name, realism = (codec.decoder_name, codec.strength) if isinstance(codec, DecoderCodec) else (codec.name, None)
+    return _Version(name, pixels, len(data), psnr_rgb(original, pixels), realism)
 
 
 def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anchor: Curve) -> dict[str, Any]:
@@ -193,6 +187,8 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
     of_images = [key for key in keys if not METRICS[key].of_sets]
     fields = ("codec", "quality", "image", "bytes", "bpp", *of_images)
     facts = f"{evaluation.dataset}, {len(evaluation.images)} images; means over images, bits of files on disk"
+    if patches := {curve.num_patches for curve in curves if curve.num_patches is not None}:
+        facts += f"; KID over {max(patches)} patches of {HIFIC_PATCH} pixels, whiskers 95 % bootstrap over images"
     return {
         "facts": facts,
         "metrics": [
@@ -217,7 +213,11 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
                 "bpp": [round(bpp, 5) for bpp in curve.bpp],
                 "quality": list(curve.qualities) or None,
                 "values": {
-                    key: [round(value, 5) for value in plot_values(curve, key)] for key in keys if key in curve.metrics
+                    key: [_short(value) for value in plot_values(curve, key)] for key in keys if key in curve.metrics
+                },
+                "intervals": {
+                    key: [[_short(low), _short(high)] for low, high in intervals]
+                    for key, intervals in curve.intervals.items()
                 },
             }
             for curve in curves
@@ -228,8 +228,8 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
                     {
                         "name": name,
                         "percent": None if rate.percent is None else round(rate.percent, 3),
-                        "low": round(rate.low, 4),
-                        "high": round(rate.high, 4),
+                        "low": _short(rate.low),
+                        "high": _short(rate.high),
                     }
                     for name, rate in bd_rates(curves, base, key).items()
                 ]
@@ -244,6 +244,11 @@ def _numbers(evaluation: Evaluation, curves: Sequence[Curve], subject: str, anch
         ],
         "missing": dict(evaluation.missing),
     }
+
+
+def _short(value: float) -> float:
+    """Six significant digits, which keeps the page small."""
+    return float(f"{value:.6g}")
 
 
 def _page(title: str, content: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pqmim.evaluation.metrics import METRICS
 from pqmim.evaluation.pixel_metrics import ms_ssim_db
 from pqmim.evaluation.published import published_kodak_curves
 
+INTERVAL_SUFFIX = "-interval"
 TIMING_KEYS = ("encoding_time", "decoding_time")
 
 
@@ -40,6 +41,8 @@ class Curve:
         bpp: bits per pixel of real files.
         metrics: metric key -> one value per rate.
         qualities: the codec's setting at each rate; empty for published curves.
+        intervals: metric key -> 95 % interval at each rate, of metrics of sets that have one.
+        num_patches: that metrics of sets were computed from; None = there are none.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Curve:
     bpp: tuple[float, ...]
     metrics: Mapping[str, tuple[float, ...]]
     qualities: tuple[float, ...] = ()
+    intervals: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    num_patches: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,12 @@ def load_evaluations(folders: Sequence[Path]) -> Evaluation:
                 bpp=tuple(results["bpp"]),
                 metrics={key: tuple(results[key]) for key in METRICS if key in results},
                 qualities=tuple(results["quality"]),
+                intervals={
+                    key: tuple((low, high) for low, high in results[key + INTERVAL_SUFFIX])
+                    for key in METRICS
+                    if key + INTERVAL_SUFFIX in results
+                },
+                num_patches=results["num-patches"][0] if "num-patches" in results else None,
             )
         rows += [
             {**row, "folder": str(folder)}
@@ -182,16 +193,19 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: record[key] for key in first}, **record["metrics"], **timings}
 
 
-def _mean_point(records: Sequence[Mapping[str, Any]], output: Path, quality: float) -> dict[str, float | None]:
-    """Means over images: of bpp and of every metric that is defined for all of them."""
-    point: dict[str, float | None] = {"quality": quality}
+def _mean_point(records: Sequence[Mapping[str, Any]], output: Path, quality: float) -> dict[str, Any]:
+    """Means over images: of bpp and of every metric that is defined for all of them; what is known of the set."""
+    point: dict[str, Any] = {"quality": quality}
     point["bpp"] = float(np.mean([record["bpp"] for record in records]))
     for key in METRICS:
         values = [record["metrics"].get(key) for record in records]
         point[key] = None if None in values else float(np.mean(values))
     sets = set_file(output, records[0]["codec"], quality)
     if sets.exists():
-        point.update(json.loads(sets.read_text("utf-8"))["metrics"])
+        record = json.loads(sets.read_text("utf-8"))
+        point.update(record["metrics"])
+        point.update({key + INTERVAL_SUFFIX: interval for key, interval in record.get("intervals", {}).items()})
+        point["num-patches"] = record.get("patches")
     for key in TIMING_KEYS:
         point[key] = float(np.mean([record[key] for record in records]))
     return point

@@ -7,7 +7,7 @@ Each transform is the sum of two paths:
 - a *convolutional path* of residual blocks at strides 4, 8 and 16, whose last layer starts at zero.
 
 No normalization, attention or position code looks at the whole image, so a tile with a margin of
-`AutoencoderConfig.margin` positions gives the same result as the whole picture, and any size works.
+`TransformConfig.margin` positions gives the same result as the whole picture, and any size works.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim.config import STRIDE, AutoencoderConfig
+from pqmim.config import STRIDE, TransformConfig
 
 
 class ResidualBlock(nn.Module):
@@ -65,8 +65,9 @@ def full_precision_linear(x: Tensor, weight: Tensor) -> Tensor:
 class Analysis(nn.Module):
     """Image -> latent."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: TransformConfig) -> None:
         super().__init__()
+        self.config = config
         c4, c8, c16 = config.channels
         n4, n8, n16 = config.blocks
         self.linear = nn.Parameter(block_dct_basis(config.latent_channels))
@@ -105,10 +106,11 @@ class Analysis(nn.Module):
 class Synthesis(nn.Module):
     """Quantized latent -> reconstruction."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: TransformConfig) -> None:
         super().__init__()
-        c4, c8, c16 = config.synthesis_channels or config.channels
-        n4, n8, n16 = config.synthesis_blocks or config.blocks
+        self.config = config
+        c4, c8, c16 = config.channels
+        n4, n8, n16 = config.blocks
         self.linear = nn.Parameter(block_dct_basis(config.latent_channels).t().contiguous())
         self.linear_gain = config.latent_unit / 255
         self.convolutional = nn.Sequential(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim.config import NUM_LEVELS, EntropyModelConfig
+from pqmim.config import EntropyModelConfig
 from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX, LOGIT_UNIT
 from pqmim.schedule import NUM_QUINCUNX_STEPS, Schedule, quincunx_steps
 from pqmim.training.layers import (
@@ -150,12 +150,12 @@ class EntropyModel(nn.Module):
     A known token enters as the values of its codeword, which lets codewords that are near each other share what is
     learned; its logits are inner products of a head output with one factor per codeword.
 
-    Each image has a *level*, one of NUM_LEVELS trade-offs between rate and distortion, which says what codebooks its
+    Each image has a *level*, one of L trade-offs between rate and distortion, which says what codebooks its
     tokens are from: the logits start from the static prior of that level, and the network is told it.
 
     Args:
         config: sizes.
-        num_subquantizers, num_codewords, num_kept: M, K and D' of the tokenizer.
+        num_levels, num_subquantizers, num_codewords, num_kept: L, M, K and D' of the tokenizer.
 
     Attributes:
         token_values: (L, K, D') float32, codeword values on the activation grid, a constant of the tokenizer.
@@ -168,16 +168,22 @@ class EntropyModel(nn.Module):
     first_prior: Tensor
 
     def __init__(
-        self, config: EntropyModelConfig, num_subquantizers: int, num_codewords: int, num_kept: int, runs: list[slice]
+        self,
+        config: EntropyModelConfig,
+        num_levels: int,
+        num_subquantizers: int,
+        num_codewords: int,
+        num_kept: int,
+        runs: list[slice],
     ) -> None:
         super().__init__()
         self.config = config
         self.runs = runs
         self.schedule = Schedule(num_subquantizers, config.group_steps)
-        self.num_subquantizers, self.num_codewords = num_subquantizers, num_codewords
-        self.register_buffer("token_values", torch.zeros(NUM_LEVELS, num_codewords, num_kept))
+        self.num_levels, self.num_subquantizers, self.num_codewords = num_levels, num_subquantizers, num_codewords
+        self.register_buffer("token_values", torch.zeros(num_levels, num_codewords, num_kept))
         first_step = self.schedule.steps[0]
-        self.register_buffer("first_prior", torch.zeros(NUM_LEVELS, first_step.last, num_codewords))
+        self.register_buffer("first_prior", torch.zeros(num_levels, first_step.last, num_codewords))
         self.embed = nn.ModuleList(
             QuantizableLinear(self.num_inputs(group), config.width, bias=group == 0)
             for group in range(self.schedule.num_groups)
@@ -195,20 +201,20 @@ class EntropyModel(nn.Module):
             for layer in range(config.total_layers)
         )
         self.head = QuantizableLinear(config.width, num_subquantizers * config.token_rank)
-        self.token_factors = nn.Parameter(torch.zeros(NUM_LEVELS, num_subquantizers, num_codewords, config.token_rank))
-        self.token_bias = nn.Parameter(torch.zeros(NUM_LEVELS, num_subquantizers, num_codewords))
+        self.token_factors = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords, config.token_rank))
+        self.token_bias = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords))
 
     def num_inputs(self, group: int) -> int:
         """Inputs of the embedding of a group's tokens: values and known-flags, and levels for the first."""
         first, last = self.schedule.group_bounds(group)
         values = int(self.runs[last - 1].stop - self.runs[first].start)
-        return values + last - first + (NUM_LEVELS if group == 0 else 0)
+        return values + last - first + (self.num_levels if group == 0 else 0)
 
     @classmethod
     def for_quantizer(cls, config: EntropyModelConfig, quantizer: TrainableQuantizer) -> EntropyModel:
         """Untrained model for a trained product quantizer; predicts about the static prior."""
-        num_kept = len(quantizer.order)
-        model = cls(config, quantizer.num_subquantizers, quantizer.num_codewords, num_kept, quantizer.runs())
+        q = quantizer
+        model = cls(config, q.num_levels, q.num_subquantizers, q.num_codewords, len(q.order), q.runs())
         with torch.no_grad():
             priors = quantizer.prior_logits.log_softmax(2)  # (L, M, K)
             model.token_bias.copy_(priors)
@@ -238,7 +244,7 @@ class EntropyModel(nn.Module):
         Args:
             tokens: (B, m, h, w) int64, of the group; ignored where unknown.
             known: (B or 1, m or 1, h, w) bool.
-            level: (B,) int64 in [0, NUM_LEVELS).
+            level: (B,) int64 in [0, L).
 
         Returns:
             (B, h, w, C) float32: of codeword values (0 if unknown), one known-flag per sub-quantizer, for the first
@@ -253,7 +259,7 @@ class EntropyModel(nn.Module):
         ]
         parts.append(flags)
         if group == 0:
-            levels = F.one_hot(level, NUM_LEVELS).to(flags.dtype)
+            levels = F.one_hot(level, self.num_levels).to(flags.dtype)
             parts.append(levels[:, None, None].expand(*flags.shape[:3], -1))
         return to_residual(self.embed[group](torch.cat(parts, dim=-1), simulate).float(), simulate=simulate)
 

@@ -1,8 +1,10 @@
-"""From trained networks to a model file: integers of the entropy model, graphs, and a command that renews the graphs.
+"""From trained networks to the files of a token model and its decoders, and a command that renews their graphs.
 
     python -m pqmim.training.export IN OUT
+    python -m pqmim.training.export TOKENIZER OUT --for MODEL --name NAME
 
-gives a model file of this or an earlier version the graphs of today; its weights and its id stay.
+The first gives the file of a token model or a decoder the graphs of today; its weights and its id stay. The second
+makes a decoder for a token model of a synthesis that was trained before its entropy model was there.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim.config import NUM_LEVELS, ModelConfig, QualityRange
+from pqmim.config import ModelConfig, QualityRange, TokensConfig
+from pqmim.decoder_files import SYNTHESIS_PREFIX, compute_decoder_id
 from pqmim.errors import ModelError, PqmimError
 from pqmim.exact_numpy import frequencies_of_logits
 from pqmim.fixed_point import (
@@ -35,19 +37,28 @@ from pqmim.fixed_point import (
     exponential_table_length,
 )
 from pqmim.model_files import (
-    FORMAT,
-    GRAPH_PREFIX,
-    WEIGHT_PREFIXES,
-    Graph,
-    compute_graphs_hash,
+    ANALYSIS_PREFIX,
+    DECODER_FORMAT,
+    ENTROPY_PREFIX,
+    MODEL_FILE,
+    MODEL_FORMAT,
+    QUANTIZER_PREFIX,
+    SUFFIX,
     compute_model_id,
+    find_model,
+    load_model,
+    read_metadata,
 )
-from pqmim.training.checkpoints import offsets, read_file, tokenizer_of, tokenizer_tensors, write_file
+from pqmim.training.autoencoder import Analysis, Synthesis
+from pqmim.training.checkpoints import load_synthesis, load_tokenizer, stored, write_networks
 from pqmim.training.entropy_graphs import entropy_graphs
 from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.layers import QuantizableLinear, TransformerLayer, quantize_weight
 from pqmim.training.tokenizer import Tokenizer
-from pqmim.training.transform_graphs import transform_graphs
+from pqmim.training.transform_graphs import analysis_graph, synthesis_graphs
+
+OWN_DECODER = "fast"
+"""Name of the decoder that is trained together with the tokens."""
 
 
 def export_entropy(model: EntropyModel) -> dict[str, NDArray[Any]]:
@@ -89,7 +100,7 @@ def export_entropy(model: EntropyModel) -> dict[str, NDArray[Any]]:
         add_linear("head", model.head, unit)
         factors, factor_unit = quantize_weight(model.token_factors.float().flatten(2).flatten(0, 1))
         tensors["token_factors.weight"] = factors.view_as(model.token_factors).to(torch.int8)
-        tensors["token_factors.scale"] = (factor_unit[:, 0] * unit / LOGIT_UNIT).view(NUM_LEVELS, -1)
+        tensors["token_factors.scale"] = (factor_unit[:, 0] * unit / LOGIT_UNIT).view(model.num_levels, -1)
         bias = (model.token_bias / LOGIT_UNIT).round().clamp(-TOKEN_BIAS_MAX, TOKEN_BIAS_MAX)
         tensors["token_bias"] = bias.to(torch.int32)
         tensors["score_table"] = _exponential_table(ATTENTION_ONE, SCORE_UNIT)
@@ -106,99 +117,144 @@ def _exponential_table(one: int, unit: float) -> Tensor:
 
 
 def save_model(
-    path: Path,
+    folder: Path,
     name: str,
     tokenizer: Tokenizer,
     entropy_model: EntropyModel,
     quality: QualityRange,
     facts: dict[str, Any],
 ) -> bytes:
-    """Export a trained pair to a model file; returns its model id.
+    """Export what training made into the folder of a token model: its file, and the tokenizer's synthesis as a decoder.
 
     Args:
         facts: how it was made, for people.
 
+    Returns:
+        The model id.
+
     Raises:
         OutputError: it cannot be written.
     """
-    tensors = tokenizer_tensors(tokenizer)
-    tensors.update({f"entropy.{key}": tensor for key, tensor in export_entropy(entropy_model).items()})
-    config = ModelConfig(tokenizer.config, entropy_model.config, quality).as_dict()
-    return _write(path, name, config, tensors, tokenizer, facts)
-
-
-def renew_graphs(source: Path, target: Path) -> bytes:
-    """Write a model file anew with the graphs of today, its weights and its id as they are; returns the id.
-
-    Raises:
-        ModelError: missing, damaged, or no complete model.
-        OutputError: it cannot be written.
-    """
-    metadata, tensors = read_file(source)
-    try:
-        expected, name, config = metadata["model_id"], metadata["name"], metadata["config"]
-    except KeyError as error:
-        raise ModelError(f"{source}: no complete model") from error
-    if compute_model_id(config, tensors).hex() != expected:
-        raise ModelError(f"{source}: damaged model file (its content does not match its id)")
-    tokenizer = tokenizer_of(config["tokenizer"], tensors, source)
-    return _write(target, name, config, tensors, tokenizer, metadata["facts"])
-
-
-def _write(
-    path: Path,
-    name: str,
-    config: dict[str, Any],
-    tensors: Mapping[str, NDArray[Any]],
-    tokenizer: Tokenizer,
-    facts: dict[str, Any],
-) -> bytes:
-    """Add the graphs and write a file; `config` is kept to the letter, since the id depends on it."""
-    weights = {key: tensors[key] for key in sorted(tensors) if key.startswith(WEIGHT_PREFIXES)}
-    entropy = ModelConfig.from_dict(config).entropy
-    sizes = tokenizer.config.quantizer
-    graphs = transform_graphs(tokenizer)
-    graphs.update(entropy_graphs(entropy, sizes.num_subquantizers, sizes.num_codewords))
-    places = offsets(weights)
-    graphs = {key: _placed(graph, places) for key, graph in sorted(graphs.items())}
-    model_id = compute_model_id(config, weights)
-    metadata = {
-        "format": FORMAT,
-        "name": name,
-        "model_id": model_id.hex(),
-        "config": config,
-        "graphs": {key: graph.weights for key, graph in graphs.items()},
-        "graphs_hash": compute_graphs_hash(graphs),
-        "facts": facts,
-    }
-    arrays = {GRAPH_PREFIX + key: np.frombuffer(graph.model, np.uint8) for key, graph in graphs.items()}
-    write_file(path, {**weights, **arrays}, metadata)
+    parts = TokensConfig(tokenizer.config.autoencoder.analysis, tokenizer.config.quantizer)
+    config = ModelConfig(parts, entropy_model.config, quality).as_dict()
+    weights = {**stored(tokenizer.analysis, ANALYSIS_PREFIX), **stored(tokenizer.quantizer, QUANTIZER_PREFIX)}
+    weights |= {ENTROPY_PREFIX + key: tensor for key, tensor in export_entropy(entropy_model).items()}
+    model_id = _write_model(folder / MODEL_FILE, name, config, weights, tokenizer.analysis, facts)
+    save_decoder(folder / f"{OWN_DECODER}{SUFFIX}", OWN_DECODER, tokenizer.synthesis, model_id, {})
     return model_id
 
 
-def _placed(graph: Graph, places: Mapping[str, int]) -> Graph:
-    """A graph whose weights say where in the data section of the file they are, unless layers share the graph."""
-    model = onnx.load_from_string(graph.model)
-    for tensor in model.graph.initializer:
-        place = places.get(graph.weights.get(tensor.name, ""))
-        if place is not None:
-            for entry in tensor.external_data:
-                if entry.key == "offset":
-                    entry.value = str(place)
-    return Graph(model.SerializeToString(), graph.weights)
+def save_decoder(
+    path: Path,
+    name: str,
+    synthesis: Synthesis,
+    token_model: bytes,
+    facts: dict[str, Any],
+    *,
+    faithful: bytes | None = None,
+) -> bytes:
+    """Write the file of a decoder, a trained synthesis for the tokens of one token model; returns the decoder's id.
+
+    This is the one way to such a file; it belongs beside the token model, as NAME.safetensors.
+
+    Args:
+        name: that it is called by.
+        synthesis: in any precision; it is stored in half precision.
+        token_model: id of the token model (`model_files.ModelFile.model_id`).
+        facts: how it was made, for people; "description" is what `pqmim models` shows.
+        faithful: id of the decoder of the same shape that it was fine-tuned from for realism, if it was.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    config, weights = synthesis.config.as_dict(), stored(synthesis, SYNTHESIS_PREFIX)
+    decoder_id = compute_decoder_id(config, weights)
+    metadata = {
+        "format": DECODER_FORMAT,
+        "name": name,
+        "token_model": token_model.hex(),
+        "decoder_id": decoder_id.hex(),
+        "config": config,
+        "facts": facts,
+    }
+    if faithful is not None:
+        metadata["faithful"] = faithful.hex()
+    write_networks(path, metadata, weights, synthesis_graphs(synthesis))
+    return decoder_id
+
+
+def renew_graphs(source: Path, target: Path) -> bytes:
+    """Write the file of a token model or a decoder anew with the graphs of today, its weights and its id as they are.
+
+    Returns:
+        The id.
+
+    Raises:
+        ModelError: missing, damaged, or neither of these.
+        OutputError: it cannot be written.
+    """
+    if read_metadata(source, MODEL_FORMAT, DECODER_FORMAT)["format"] == DECODER_FORMAT:
+        synthesis, decoder = load_synthesis(source)
+        return save_decoder(
+            target, decoder.name, synthesis, decoder.token_model, decoder.facts, faithful=decoder.faithful
+        )
+    model = load_model(source)
+    analysis = Analysis(model.config.tokenizer.analysis)
+    return _write_model(target, model.name, model.config.as_dict(), model.tensors, analysis, model.facts)
+
+
+def export_decoder(source: Path, target: Path, model: Path, name: str) -> bytes:
+    """Write the synthesis of a tokenizer's file as a decoder for a token model; returns the decoder's id.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the tokenizer has other codebooks than the token model.
+        OutputError: it cannot be written.
+    """
+    tokenizer, facts = load_tokenizer(source)
+    loaded = load_model(find_model(model))
+    codebook = loaded.tensors[f"{QUANTIZER_PREFIX}codebook"]
+    if not np.array_equal(tokenizer.quantizer.codebook.detach().half().numpy(), codebook):
+        raise ModelError(f"{source}: other codebooks than those of the token model {loaded.name}")
+    return save_decoder(target, name, tokenizer.synthesis, loaded.model_id, facts)
+
+
+def _write_model(
+    path: Path,
+    name: str,
+    config: dict[str, Any],
+    weights: Mapping[str, NDArray[Any]],
+    analysis: Analysis,
+    facts: dict[str, Any],
+) -> bytes:
+    """Add the graphs and write the file of a token model; of the analysis, the shape counts."""
+    shape = ModelConfig.from_dict(config)
+    sizes = shape.tokenizer.quantizer
+    graphs = entropy_graphs(shape.entropy, sizes.num_subquantizers, sizes.num_codewords)
+    graphs["analysis"] = analysis_graph(analysis)
+    model_id = compute_model_id(config, weights)
+    metadata = {"format": MODEL_FORMAT, "name": name, "model_id": model_id.hex(), "config": config, "facts": facts}
+    write_networks(path, metadata, weights, graphs)
+    return model_id
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m pqmim.training.export", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", metavar="IN", type=Path, help="model file")
+    parser.add_argument("source", metavar="IN", type=Path, help="file of a token model, a decoder or a tokenizer")
     parser.add_argument("target", metavar="OUT", type=Path, help="file to write")
+    parser.add_argument("--for", dest="model", metavar="MODEL", type=Path, help="token model of a new decoder")
+    parser.add_argument("--name", help="of a new decoder")
     arguments = parser.parse_args()
+    if (arguments.model is None) != (arguments.name is None):
+        parser.error("--for and --name go together")
     try:
-        model_id = renew_graphs(arguments.source, arguments.target)
+        if arguments.model is None:
+            found = renew_graphs(arguments.source, arguments.target)
+        else:
+            found = export_decoder(arguments.source, arguments.target, arguments.model, arguments.name)
     except PqmimError as error:
         sys.exit(f"pqmim: {error}")
-    print(f"{arguments.target}  model {model_id.hex()}  {arguments.target.stat().st_size:,} B")
+    print(f"{arguments.target}  {found.hex()}  {arguments.target.stat().st_size:,} B")
 
 
 if __name__ == "__main__":

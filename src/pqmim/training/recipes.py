@@ -49,6 +49,9 @@ class StageConfig(Config):
     """One training loop."""
 
     steps: int = Field(10_000, ge=0)
+    minutes: float | None = Field(None, gt=0)
+    """End after so much training, all sittings together; the schedule follows the clock then, and `steps` is a bound.
+    null = steps alone count."""
     batch_size: int = Field(8, ge=1)
     """Samples of a step, over all processes and micro-batches."""
     accumulate: int = Field(1, ge=1)
@@ -75,6 +78,11 @@ class RunConfig(Config):
     compile: bool = False
     """`torch.compile` for the networks; worth its minutes of compiling on a GPU."""
     checkpoint_minutes: float = Field(3.0, gt=0)
+    copies: Path | None = None
+    """Folder that gets a half-precision copy of every checkpoint, without the optimizer's state; `--resume auto` goes
+    on from it where the checkpoint is gone. null = none."""
+    copies_mb: float = Field(16.0, gt=0)
+    """Most megabytes of a file of such a copy; a larger one is cut into parts."""
     max_minutes: float | None = None
     """Write a checkpoint and stop after this long; `--resume auto` goes on. null = no limit."""
 
@@ -134,6 +142,61 @@ class EntropyTraining(Config):
     quality: QualityRange = QualityRange()
     quantize_after: float = Field(0.7, ge=0, le=1)
     """Share of the steps in float; the rest simulates the integer arithmetic that codes files."""
+
+
+class PerceptualConfig(Config):
+    """What a decoder is trained by beside the squared error. Each term is added to sqrt(lambda * lambda_max) * MSE, the
+    MSE in grey levels squared, so that the squared error has about the same say at all rates."""
+
+    weight: float = Field(4.0, ge=0)
+    """Of the distance of features, in the stage `perceptual`."""
+    weight_with_adversary: float = Field(1.0, ge=0)
+    """The same in the stage `adversarial`."""
+    chroma_weight: float = Field(1.0, ge=0)
+    """Of the squared error of mean colors, in multiples of that of MSE."""
+    adversary: Literal["hinge", "labels"] = "hinge"
+    """How the discriminator knows what was sent (`discriminator`)."""
+    adversary_weight: float = Field(0.02, ge=0)
+    """Of being taken for real."""
+    adversary_rate: float = Field(1.0, gt=0)
+    """Learning rate of the discriminator, in multiples of the stage's."""
+    adversary_delay: int = Field(200, ge=1)
+    """Steps over which the weight rises from zero, while the discriminator learns."""
+    labels: int = Field(1000, ge=2)
+    """Kinds of content that it tells."""
+    label_subquantizers: int = Field(16, ge=1)
+    """Leading sub-quantizers that make a kind."""
+    label_crops: int = Field(1500, ge=1)
+    """Crops whose positions the kinds are found in."""
+
+
+class DecoderTraining(Config):
+    """`pqmim train decoder`: a synthesis transform for the tokens of a trained model, which stay as they are."""
+
+    name: str = "custom"
+    """Name the decoder carries."""
+    description: str = ""
+    """One line shown by `pqmim models`."""
+    token_model: Path
+    """Folder or file of a token model; or `tokenizer.safetensors`, if the entropy model is still to be trained: then a
+    file of that kind is written, which `python -m pqmim.training.export` makes a decoder of."""
+    start_from: Path
+    """The decoder that this one starts as, of at most its size: its file, or one of the above."""
+    channels: tuple[int, int, int] | None = None
+    """At strides 4, 8 and 16; null = as `start_from`."""
+    blocks: tuple[int, int, int] | None = None
+    data: DataConfig
+    run: RunConfig
+    rate: RateRange = RateRange()
+    rate_emphasis: float = Field(1.0, ge=1)
+    """1 draws trade-offs evenly (in logarithms) over all that the codebooks serve; 2 makes the coarsest, which need a
+    decoder's imagination most, twice as frequent as on average, the finest rare."""
+    nested_share: float = Field(0.2, ge=0, le=1)
+    """Share of the samples that keep only a random number of leading sub-quantizers."""
+    distortion: StageConfig = StageConfig(steps=0, learning_rate=8e-4)
+    perceptual: StageConfig = StageConfig(steps=0, learning_rate=3e-4)
+    adversarial: StageConfig = StageConfig(steps=0, learning_rate=2e-4)
+    terms: PerceptualConfig = PerceptualConfig()
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)

@@ -21,11 +21,9 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         channels = config.autoencoder.latent_channels
-        self.analysis = Analysis(config.autoencoder)
-        self.synthesis = Synthesis(config.autoencoder)
-        self.quantizer = TrainableQuantizer(
-            channels, num_kept or channels, config.quantizer.num_subquantizers, config.quantizer.num_codewords
-        )
+        self.analysis = Analysis(config.autoencoder.analysis)
+        self.synthesis = Synthesis(config.autoencoder.synthesis)
+        self.quantizer = TrainableQuantizer(channels, num_kept or channels, config.quantizer)
 
     def encode(self, x: Tensor, w: Tensor | float) -> Tensor:
         """Images -> tokens under the static prior.

@@ -241,5 +241,5 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
         "validation": {k: round(v, 4) for k, v in numbers.items()},
     }
     torch.save(model.state_dict(), config.run.output / FLOAT_MODEL)
-    save_model(path, config.name, tokenizer, model, config.quality, facts)
+    save_model(config.run.output, config.name, tokenizer, model, config.quality, facts)
     return path

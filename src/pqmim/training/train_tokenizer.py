@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pqmim.config import NUM_LEVELS, STRIDE
+from pqmim.config import STRIDE
 from pqmim.errors import ConfigError
 from pqmim.training.autoencoder import grow
 from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
@@ -260,11 +260,11 @@ def fit_codebooks(
     if earlier is None:
         mean_bits = torch.stack(bits).mean(0).cpu()
         order, boundaries = order_channels(mean_bits, sizes.num_subquantizers, sizes.min_channel_rate)
-        quantizer = TrainableQuantizer(values.shape[1], len(order), sizes.num_subquantizers, sizes.num_codewords)
+        quantizer = TrainableQuantizer(values.shape[1], len(order), sizes)
         quantizer.order.copy_(order)
         quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
         coarsest = float(w_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit))
-        quantizer.level_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), NUM_LEVELS))
+        quantizer.level_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), sizes.num_levels))
     else:
         quantizer = earlier.requires_grad_(True)
     quantizer.default.copy_(values.mean(0))

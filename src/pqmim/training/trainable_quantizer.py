@@ -21,8 +21,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pqmim.config import NUM_LEVELS
-from pqmim.levels import LEVEL_END, LEVEL_START
+from pqmim.config import QuantizerConfig
+from pqmim.levels import level_ends, level_starts
 
 LOG2 = math.log(2.0)
 
@@ -81,18 +81,19 @@ class TrainableQuantizer(nn.Module):
     boundaries_tensor: Tensor
     level_log_w: Tensor
 
-    def __init__(self, num_channels: int, num_kept: int, num_subquantizers: int, num_codewords: int) -> None:
+    def __init__(self, num_channels: int, num_kept: int, sizes: QuantizerConfig) -> None:
         super().__init__()
         self.num_channels = num_channels
-        self.num_codewords = num_codewords
-        self.num_subquantizers = num_subquantizers
+        num_levels = self.num_levels = sizes.num_levels
+        num_codewords = self.num_codewords = sizes.num_codewords
+        num_subquantizers = self.num_subquantizers = sizes.num_subquantizers
         self.register_buffer("order", torch.arange(num_kept))
         boundaries = torch.linspace(0, num_kept, num_subquantizers + 1).round().long()
         self.register_buffer("boundaries_tensor", boundaries)
-        self.codebook = nn.Parameter(torch.zeros(NUM_LEVELS, num_codewords, num_kept))
+        self.codebook = nn.Parameter(torch.zeros(num_levels, num_codewords, num_kept))
         self.default = nn.Parameter(torch.zeros(num_channels))
-        self.prior_logits = nn.Parameter(torch.zeros(NUM_LEVELS, num_subquantizers, num_codewords))
-        self.register_buffer("level_log_w", torch.arange(NUM_LEVELS, dtype=torch.float32))
+        self.prior_logits = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords))
+        self.register_buffer("level_log_w", torch.arange(num_levels, dtype=torch.float32))
 
     @property
     def boundaries(self) -> list[int]:
@@ -139,9 +140,14 @@ class TrainableQuantizer(nn.Module):
         """Slope, and a point (asked for, applied), of the line that a level's w follows, in logarithms.
 
         The line goes through the two handovers of the level. The outermost ones have but one, and the slope of their
-        neighbors.
+        neighbors; where there is no neighbor with two, it is 1.
         """
         asked, ends, starts = self._handovers()
+        if len(asked) < 2:
+            zero = torch.zeros_like(level, dtype=torch.float32)
+            if len(asked) == 0:
+                return zero + 1, zero, zero
+            return zero + 1, zero + asked[0], torch.where(level > 0, starts[0], ends[0])
         inner = level.clamp(1, len(asked) - 1)
         slope = (ends[inner] - starts[inner - 1]) / (asked[inner] - asked[inner - 1])
         first = (level - 1).clamp_min(0)
@@ -159,8 +165,8 @@ class TrainableQuantizer(nn.Module):
         """Logarithms of w where a level hands over to the next, each (L - 1,): asked for, applied by the finer level,
         applied by the coarser one."""
         made_for = self.level_log_w
-        ends = made_for[:-1] + made_for.new_tensor(LEVEL_END).log()
-        starts = made_for[1:] + made_for.new_tensor(LEVEL_START).log()
+        ends = made_for[:-1] + made_for.new_tensor(level_ends(self.num_levels)).log()
+        starts = made_for[1:] + made_for.new_tensor(level_starts(self.num_levels)).log()
         return (ends + starts) / 2, ends, starts
 
     def columns(self, z: Tensor) -> Tensor:

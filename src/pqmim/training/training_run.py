@@ -7,7 +7,6 @@ share a batch follow the curve of one that has it all.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import sys
@@ -16,23 +15,22 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pqmim.errors import ConfigError, OutputError
+from pqmim.training.checkpoint_copies import read_copy, write_copy
 from pqmim.training.data import ALL, CropSampler, Sampler, load_photos, split_photos, validation_crops
 from pqmim.training.distributed import Workers
 from pqmim.training.recipes import DataConfig, RunConfig, StageConfig
+from pqmim.training.run_log import RunLog
 from pqmim.training.streaming import ShardSampler, ShardSet, StreamSettings
 from pqmim.training.throughput import is_bf16_faster, peak_rate
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -48,12 +46,16 @@ class Draws:
 
     Attributes:
         generator: on the CPU, for numbers drawn for the whole batch and then cut down by `mine`.
+        progress: share of the stage that is past, [0, 1).
     """
 
-    def __init__(self, seed: int, step: int, batch_size: int, part: slice, device: torch.device) -> None:
+    def __init__(
+        self, seed: int, step: int, batch_size: int, part: slice, device: torch.device, progress: float = 0.0
+    ) -> None:
         self.batch_size = batch_size
         self.part = part
         self.device = device
+        self.progress = progress
         self.generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         self._first_sample_seed = ((seed * 1_000_003 + step) << 20) % (1 << 62)
 
@@ -79,19 +81,19 @@ class TimeIsUp(Exception):
     """`run.max_minutes` is over; the checkpoint is written and `--resume auto` goes on."""
 
 
-def _open_board(folder: Path) -> SummaryWriter | None:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))
+def stage_progress(stage: StageConfig, step: int, seconds: float) -> float:
+    """Share of a stage that is past, [0, 1]: by the clock if the stage is given minutes, else by steps."""
+    if step >= stage.steps:
+        return 1.0
+    return step / stage.steps if stage.minutes is None else min(1.0, seconds / (60 * stage.minutes))
 
 
-def learning_rate_factor(stage: StageConfig, step: int) -> float:
+def learning_rate_factor(stage: StageConfig, step: int, progress: float) -> float:
     """Linear warm-up, then a cosine down to `final_learning_rate`; 1 at its height."""
     if step < stage.warmup_steps:
         return (step + 1) / stage.warmup_steps
-    progress = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    if stage.minutes is None:
+        progress = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
     floor = stage.final_learning_rate
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -104,7 +106,7 @@ class TrainingRun:
         workers: the processes that train together.
         resumed: content of the checkpoint to go on from, or None.
         bf16: whether the networks compute in bfloat16.
-        board: TensorBoard writer, or None where TensorBoard (an extra) is not installed.
+        numbers: its log; None in processes that do not write.
     """
 
     config: RunConfig
@@ -112,7 +114,7 @@ class TrainingRun:
     resumed: dict[str, Any] | None
     started: float
     bf16: bool
-    board: SummaryWriter | None
+    numbers: RunLog | None
 
     @classmethod
     def open(cls, config: RunConfig, resume: str | Path | None) -> TrainingRun:
@@ -120,7 +122,7 @@ class TrainingRun:
 
         Args:
             resume: None = start anew (refused if the folder holds a checkpoint), "auto" = go on if there is a
-                checkpoint, a path = go on from that checkpoint.
+                checkpoint or else a copy of one, a path = go on from that checkpoint.
 
         Raises:
             OutputError: the folder cannot be written, or holds a run that would be lost.
@@ -138,13 +140,15 @@ class TrainingRun:
         resumed = None
         if source is not None and source.exists():
             resumed = torch.load(source, map_location="cpu", weights_only=True)
+        elif resume == "auto" and config.copies is not None:
+            resumed = read_copy(config.copies, config.output.name)
         elif resume not in (None, "auto"):
             raise ConfigError(f"{source}: no such checkpoint")
         workers.wait()  # none writes before all have looked
-        board = _open_board(config.output) if workers.is_main else None
+        numbers = RunLog(config.output) if workers.is_main else None
         wanted = config.bf16
         bf16 = workers.from_main(lambda: is_bf16_faster(workers.device)) if wanted == "auto" else wanted
-        return cls(config, workers, resumed, time.monotonic(), bf16, board)
+        return cls(config, workers, resumed, time.monotonic(), bf16, numbers)
 
     @property
     def device(self) -> torch.device:
@@ -165,31 +169,21 @@ class TrainingRun:
         """Whether the checkpoint resumed from is already past `stage`."""
         return self.resumed is not None and stage in self.resumed["done"]
 
-    def save(self, stage: str, done: Sequence[str], step: int, **states: dict[str, Any]) -> None:
-        """Write the checkpoint, all or nothing."""
+    def save(self, stage: str, done: Sequence[str], step: int, **states: Any) -> None:
+        """Write the checkpoint, all or nothing, and its copy where one is wanted."""
         if not self.workers.is_main:
             return
+        state = {"stage": stage, "done": list(done), "step": step, **states}
         temporary = self.config.output / (CHECKPOINT + ".tmp")
-        torch.save({"stage": stage, "done": list(done), "step": step, **states}, temporary)
+        torch.save(state, temporary)
         os.replace(temporary, self.config.output / CHECKPOINT)
+        if self.config.copies is not None:
+            write_copy(self.config.copies, self.config.output.name, state, int(self.config.copies_mb * 1e6))
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        """Append to log.csv (one row per value: stage, step, seconds, name, value) and to TensorBoard if installed."""
-        if not self.workers.is_main:
-            return
-        path = self.config.output / "log.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(["stage", "step", "seconds", "name", "value"])
-            seconds = f"{time.monotonic() - self.started:.1f}"
-            for name, value in values.items():
-                writer.writerow([stage, step, seconds, name, f"{value:.6g}"])
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(f"{stage}/{name}", value, step)
-            self.board.flush()
+        """Append to the log (`RunLog.add`)."""
+        if self.numbers is not None:
+            self.numbers.add(stage, step, values)
 
 
 @dataclass(frozen=True)
@@ -262,7 +256,7 @@ def fit(
     done: Sequence[str] = (),
     compiled: Sequence[nn.Module] = (),
 ) -> None:
-    """Train `module` for `stage.steps` steps and leave the EMA weights in it.
+    """Train `module` for `stage.steps` steps or `stage.minutes`, and leave the EMA weights in it.
 
     Args:
         run: run folder; if its checkpoint is inside this stage, training goes on from there.
@@ -286,24 +280,29 @@ def fit(
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
     base_rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    first = 0
+    first, seconds = 0, 0.0
     if run.resumed is not None and run.resumed["stage"] == name and not run.is_done(name):
         module.load_state_dict(run.resumed["module"])
-        ema.load_state_dict(run.resumed["ema"])
-        optimizer.load_state_dict(run.resumed["optimizer"])
-        first = run.resumed["step"]
+        if "optimizer" in run.resumed:
+            ema.load_state_dict(run.resumed["ema"])
+            optimizer.load_state_dict(run.resumed["optimizer"])
+        else:  # a copy
+            ema.module.load_state_dict(run.resumed["module"])
+        first, seconds = run.resumed["step"], run.resumed.get("seconds", 0.0)
+    seconds_before, started = seconds, time.monotonic()
 
     def save(step: int, finished: bool = False) -> None:
         run.save(
             name,
             [*done, name] if finished else done,
             step,
+            seconds=seconds,
             module=module.state_dict(),
             ema=ema.state_dict(),
             optimizer=optimizer.state_dict(),
         )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     quiet = not sys.stderr.isatty()
 
     def log(step: int, row: dict[str, float]) -> None:
@@ -313,17 +312,19 @@ def fit(
 
     mine = run.workers.part(stage.batch_size)
     parts = micro_batches(stage.batch_size, stage.accumulate, mine)
-    if first < stage.steps:
+    progress = stage_progress(stage, first, seconds)
+    if progress < 1:
         peak = peak_rate(run.device, torch.bfloat16 if run.bf16 else torch.float32)
         batch = crops(first, mine)
     operations = 0  # floating-point operations of a step in this process, counted in the first one
     sums: dict[str, Tensor] = {}
     num_summed, num_timed, timer = 0, 0, time.monotonic()
     last_save = time.monotonic()
-    with Progress(*columns, disable=quiet or not run.workers.is_main) as progress:
-        task = progress.add_task(name, total=stage.steps, completed=first)
-        for step in range(first, stage.steps):
-            factor = learning_rate_factor(stage, step)
+    step = first
+    with Progress(*columns, disable=quiet or not run.workers.is_main) as bar:
+        task = bar.add_task(name, total=1.0, completed=0)
+        while progress < 1:
+            factor = learning_rate_factor(stage, step, progress)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
@@ -331,17 +332,18 @@ def fit(
             counter = FlopCounterMode(display=False)
             with counter if step == first else nullcontext():
                 for index, part in enumerate(parts):
-                    draws = Draws(run.config.seed, step, stage.batch_size, part, run.device)
+                    draws = Draws(run.config.seed, step, stage.batch_size, part, run.device, progress)
                     shares = losses(step, batch[index :: len(parts)], draws)
                     shares["loss"].backward()
                     for key, value in shares.items():
                         terms[key] = value.detach() + terms.get(key, 0.0)
             if step + 1 < stage.steps:
                 batch = crops(step + 1, mine)  # prepared while a GPU still works on this step
-            # One process may be out of time before the others, so this is summed too. Which gradients exist depends on
-            # the step alone, so they are the same in all processes.
-            overtime = torch.tensor([float(run.out_of_time)], device=run.device)
-            run.workers.sum([overtime, *terms.values(), *(p.grad for p in parameters if p.grad is not None)])
+            # One process may be out of time before the others, and the main one has the clock, so these are summed too.
+            # Which gradients exist depends on the step alone, so they are the same in all processes.
+            clock = seconds_before + time.monotonic() - started if run.workers.is_main else 0.0
+            times = torch.tensor([float(run.out_of_time), clock], device=run.device)
+            run.workers.sum([times, *terms.values(), *(p.grad for p in parameters if p.grad is not None)])
             norm = nn.utils.clip_grad_norm_(parameters, stage.clip_norm)
             if torch.isfinite(norm):  # one bad batch must not end a run of hours
                 optimizer.step()
@@ -358,9 +360,11 @@ def fit(
                     for network in compiled:
                         network.compile()
                 num_timed, timer = 0, time.monotonic()  # the first step is slower than the rest
-            progress.advance(task)
-            completed = step + 1
-            if completed % stage.log_every == 0 or completed == stage.steps:
+            step = completed = step + 1
+            overtime, seconds = times.tolist()
+            progress = stage_progress(stage, completed, seconds)
+            bar.update(task, description=f"{name}, step {completed}", completed=progress)
+            if completed % stage.log_every == 0 or progress == 1:
                 row = {key: float(value) / num_summed for key, value in sums.items()}
                 if num_timed:
                     steps_per_second = num_timed / (time.monotonic() - timer)
@@ -368,7 +372,7 @@ def fit(
                     row["peak_share"] = steps_per_second * operations / peak
                 log(completed, row)
                 sums, num_summed, num_timed, timer = {}, 0, 0, time.monotonic()
-            if run.workers.is_main and (completed % stage.validate_every == 0 or completed == stage.steps):
+            if run.workers.is_main and (completed % stage.validate_every == 0 or progress == 1):
                 averaged = ema.module.eval()
                 with torch.no_grad():
                     log(completed, {f"validation/{k}": v for k, v in validate(averaged, completed).items()})
@@ -380,4 +384,4 @@ def fit(
                 save(completed)
                 last_save = time.monotonic()
     module.load_state_dict(ema.module.state_dict())
-    save(stage.steps, finished=True)
+    save(step, finished=True)

@@ -18,11 +18,11 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from pqmim.config import STRIDE
-from pqmim.model_files import Graph
-from pqmim.training.autoencoder import full_precision_linear
+from pqmim.config import STRIDE, TransformConfig
+from pqmim.decoder_files import SYNTHESIS_PREFIX
+from pqmim.model_files import ANALYSIS_PREFIX, Graph
+from pqmim.training.autoencoder import Analysis, Synthesis, full_precision_linear
 from pqmim.training.graph_builder import GraphBuilder
-from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.vjp import differentiate, pixel_unshuffle
 
 LATENT = ("rows", "columns")
@@ -30,42 +30,44 @@ PICTURE = ("height", "width")
 """Names of the sizes that are not fixed."""
 
 
-def transform_graphs(tokenizer: Tokenizer) -> dict[str, Graph]:
-    """Graphs of a tokenizer's transforms; the weights are those that `checkpoints.tokenizer_tensors` gives.
+def analysis_graph(analysis: Analysis) -> Graph:
+    """rgb (16 h, 16 w, 3) uint8 -> z (1, D, h, w) float32; weights "tokenizer.analysis.*"."""
+    tracer = TransformTracer(ANALYSIS_PREFIX)
+    planes = tracer.op("Unsqueeze", tracer.op("Transpose", "rgb", perm=[2, 0, 1]), tracer.ints(0))
+    x = tracer.op("Div", tracer.cast(planes, np.float32), tracer.constant(255, np.float32))
+    tracer.trace(analysis, x, (3, 2 * STRIDE, 3 * STRIDE), output="z")
+    return tracer.build([("rgb", np.uint8, (*PICTURE, 3))], [_latent(analysis.config)])
+
+
+def synthesis_graphs(synthesis: Synthesis) -> dict[str, Graph]:
+    """Graphs of a synthesis and of its gradient, which share their weights, "synthesis.*".
 
     Returns:
-        "analysis": rgb (16 h, 16 w, 3) uint8 -> z (1, D, h, w) float32.
         "synthesis": z -> rgb, rounded half to even.
         "synthesis_forward": z -> picture (1, 3, 16 h, 16 w) float32, nominally in [0, 1], not clamped; and saved.0 and
         so on, what the next one needs.
         "synthesis_vjp": gradient (1, 3, 16 h, 16 w) float32 of anything with respect to the picture, and the saved
         values -> z_gradient (1, D, h, w) float32, with respect to the latent.
     """
-    latent = ("z", np.float32, (1, tokenizer.config.autoencoder.latent_channels, *LATENT))
+    latent = _latent(synthesis.config)
     rgb = ("rgb", np.uint8, (*PICTURE, 3))
     picture = ("picture", np.float32, (1, 3, *PICTURE))
 
-    analysis = TransformTracer("tokenizer.analysis.")
-    planes = analysis.op("Unsqueeze", analysis.op("Transpose", "rgb", perm=[2, 0, 1]), analysis.ints(0))
-    x = analysis.op("Div", analysis.cast(planes, np.float32), analysis.constant(255, np.float32))
-    analysis.trace(tokenizer.analysis, x, (3, 2 * STRIDE, 3 * STRIDE), output="z")
+    plain = TransformTracer(SYNTHESIS_PREFIX)
+    y = plain.trace(synthesis, "z", (latent[2][1], 2, 3))
+    y = plain.op("Clip", y, plain.constant(0, np.float32), plain.constant(1, np.float32))
+    y = plain.op("Round", plain.op("Mul", y, plain.constant(255, np.float32)))
+    y = plain.op("Squeeze", plain.cast(y, np.uint8), plain.ints(0))
+    plain.op("Transpose", y, perm=[1, 2, 0], output="rgb")
 
-    synthesis = TransformTracer("tokenizer.synthesis.")
-    y = synthesis.trace(tokenizer.synthesis, "z", (latent[2][1], 2, 3))
-    y = synthesis.op("Clip", y, synthesis.constant(0, np.float32), synthesis.constant(1, np.float32))
-    y = synthesis.op("Round", synthesis.op("Mul", y, synthesis.constant(255, np.float32)))
-    y = synthesis.op("Squeeze", synthesis.cast(y, np.uint8), synthesis.ints(0))
-    synthesis.op("Transpose", y, perm=[1, 2, 0], output="rgb")
-
-    through = TransformTracer("tokenizer.synthesis.")
-    through.trace(tokenizer.synthesis, "z", (latent[2][1], 2, 3), output="picture")
+    through = TransformTracer(SYNTHESIS_PREFIX)
+    through.trace(synthesis, "z", (latent[2][1], 2, 3), output="picture")
     forward, vjp = differentiate(through.build([latent], [picture]))
-    return {
-        "analysis": analysis.build([rgb], [latent]),
-        "synthesis": synthesis.build([latent], [rgb]),
-        "synthesis_forward": forward,
-        "synthesis_vjp": vjp,
-    }
+    return {"synthesis": plain.build([latent], [rgb]), "synthesis_forward": forward, "synthesis_vjp": vjp}
+
+
+def _latent(config: TransformConfig) -> tuple[str, type, tuple[int, int, str, str]]:
+    return "z", np.float32, (1, config.latent_channels, *LATENT)
 
 
 class TransformTracer(GraphBuilder):

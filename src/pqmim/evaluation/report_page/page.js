@@ -22,7 +22,8 @@ function drawn(name, attributes, text) {
 }
 
 const bytes = (n) => n.toLocaleString("en") + " B";
-const digits = (value, key) => (key === "ms-ssim-rgb" || key === "lpips" || key === "dists" ? value.toFixed(4) : value.toFixed(2));
+const places = (key) => (key.startsWith("kid") ? 5 : /^(ms-ssim|lpips|dists)/.test(key) ? 4 : 2);
+const digits = (value, key) => value.toFixed(places(key));
 
 // ---- curves
 
@@ -72,7 +73,12 @@ function plot() {
     const line = curve.bpp.map((x, i) => ({ curve, x, y: curve.values[metric.key][i], i })).filter((p) => p.x <= data.max_bpp);
     const path = line.map((p, i) => `${i ? "L" : "M"}${sx(p.x).toFixed(1)},${sy(p.y).toFixed(1)}`).join("");
     svg.append(drawn("path", { d: path, fill: "none", stroke: curve.color, "stroke-width": curve.subject ? 3 : 1.8, "stroke-dasharray": curve.kind === "published" ? "5 4" : "none", "stroke-linejoin": "round", "data-curve": curve.name }));
+    const intervals = curve.intervals[metric.key];
     for (const p of line) {
+      if (intervals) {
+        const [low, high] = intervals[p.i].map((y) => sy(Math.min(y1, Math.max(y0, y))));
+        svg.append(drawn("line", { x1: sx(p.x), x2: sx(p.x), y1: low, y2: high, stroke: curve.color, class: "whisker" }));
+      }
       svg.append(drawn("circle", { cx: sx(p.x), cy: sy(p.y), r: curve.kind === "published" ? 2 : 3.2, fill: curve.color }));
       plotted.push({ ...p, px: sx(p.x), py: sy(p.y) });
     }
@@ -96,7 +102,9 @@ function point(event) {
   mark.setAttribute("cx", best.px);
   mark.setAttribute("cy", best.py);
   const quality = best.curve.quality ? `, quality ${best.curve.quality[best.i]}` : "";
-  tip.replaceChildren(element("b", {}, best.curve.name + quality), element("br"), `${best.x.toFixed(4)} bpp, ${metric.label} ${digits(best.y, metric.key)}`);
+  const interval = best.curve.intervals[metric.key]?.[best.i];
+  const range = interval ? ` (${digits(interval[0], metric.key)} to ${digits(interval[1], metric.key)})` : "";
+  tip.replaceChildren(element("b", {}, best.curve.name + quality), element("br"), `${best.x.toFixed(4)} bpp, ${metric.label} ${digits(best.y, metric.key)}${range}`);
   const left = best.px / scale + 14;
   tip.style.left = Math.max(0, Math.min(left, frame.width - tip.offsetWidth)) + "px";
   tip.style.top = Math.max(0, best.py / scale - tip.offsetHeight - 12) + "px";
@@ -144,7 +152,7 @@ function bdTable() {
       meter.append(element("i", { style: `width:${share}%;background:${curve.color};${r.percent < 0 ? "right:50%" : "left:50%"}` }));
     }
     const percent = r.percent === null ? "no overlap" : `${r.percent > 0 ? "+" : r.percent < 0 ? "\u2212" : ""}${Math.abs(r.percent).toFixed(1)} %`;
-    const range = r.percent === null ? "" : `${r.low.toFixed(2)} to ${r.high.toFixed(2)}${metric.bd_unit}`;
+    const range = r.percent === null ? "" : `${digits(r.low, metric.key === "ms-ssim-rgb" ? "" : metric.key)} to ${digits(r.high, metric.key === "ms-ssim-rgb" ? "" : metric.key)}${metric.bd_unit}`;
     return element("tr", {}, element("td", {}, r.name), element("td", {}, percent), element("td", {}, meter), element("td", {}, range));
   });
   $("bdtable").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
@@ -153,9 +161,10 @@ function bdTable() {
 // ---- viewer
 
 let zoom = 0;  // 0 fits the page
+let realism = 1;
 function viewer() {
   const picture = data.pictures[$("picture").selectedIndex];
-  const names = picture.versions.map((v) => v.name);
+  const names = [...new Set(picture.versions.map((v) => v.name))];
   for (const [id, preferred] of [["left", 1], ["right", 2]]) {
     const before = $(id).value;
     $(id).replaceChildren(...names.map((n) => element("option", {}, n)));
@@ -164,13 +173,37 @@ function viewer() {
   pair();
 }
 
+/** Realisms that the pictures on the two sides are there at, rising; none for most codecs. */
+function strengths(picture) {
+  const names = ["left", "right"].map((id) => $(id).value);
+  const versions = picture.versions.filter((v) => names.includes(v.name) && v.realism !== null);
+  return [...new Set(versions.map((v) => v.realism))].sort((a, b) => a - b);
+}
+
+function slide() {
+  realism = strengths(data.pictures[$("picture").selectedIndex])[$("realism").value];
+  pair();
+}
+
+/** The version to show on a side: of one that has a realism, that which the slider says. */
+function chosen(picture, id) {
+  const versions = picture.versions.filter((v) => v.name === $(id).value);
+  return versions.reduce((best, v) => (Math.abs(v.realism - realism) < Math.abs(best.realism - realism) ? v : best));
+}
+
 function pair() {
   const picture = data.pictures[$("picture").selectedIndex];
+  const steps = strengths(picture);
+  $("strength").hidden = steps.length < 2;
+  $("realism").max = Math.max(0, steps.length - 1);
+  $("realism").value = Math.max(0, steps.indexOf(realism));
+  $("realismvalue").textContent = realism;
   for (const [id, image] of [["left", "over"], ["right", "under"]]) {
-    const version = picture.versions[$(id).selectedIndex];
+    const version = chosen(picture, id);
     $(image).src = version.source;
     const facts = version.bytes === null ? "" : `${bytes(version.bytes)}, ${version.bpp.toFixed(3)} bpp, ${version.psnr.toFixed(2)} dB`;
-    $(id + "facts").replaceChildren(element("b", {}, version.name), element("br"), facts);
+    const name = version.realism === null ? version.name : `${version.name}, realism ${version.realism}`;
+    $(id + "facts").replaceChildren(element("b", {}, name), element("br"), facts);
   }
   const ratio = window.devicePixelRatio || 1;
   const canvas = $("canvas");
@@ -248,6 +281,7 @@ if (data.pictures.length) {
   for (const id of ["left", "right"]) $(id).addEventListener("change", pair);
   tabs($("zoom"), [[0, "fit"], [1, "1:1"], [2, "2\u00d7"], [4, "4\u00d7"]], zoom, (value) => { zoom = value; pair(); });
   $("slider").addEventListener("input", wipe);
+  $("realism").addEventListener("input", slide);
   $("canvas").addEventListener("pointermove", dragWipe);
   $("canvas").addEventListener("pointerdown", dragWipe);
   viewer();

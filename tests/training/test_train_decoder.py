@@ -1,0 +1,262 @@
+"""Training of decoders: stages, what each term is for, interruptions that leave no trace."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictures import synthetic_photo
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from training.test_training import logged, until_done
+from training.tiny_networks import TINY_TOKENIZER, make_tiny_tokenizer
+
+from pqmim.decoder_files import load_decoder
+from pqmim.errors import ConfigError, ModelError
+from pqmim.training import train_decoder
+from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
+from pqmim.training.discriminator import (
+    Discriminator,
+    SentValues,
+    View,
+    fit_features,
+    fit_labels,
+    leading_values,
+)
+from pqmim.training.export import export_decoder
+from pqmim.training.losses import chroma_error, feature_distance, grid_pattern, mean_squared_error
+from pqmim.training.recipes import DecoderTraining
+from pqmim.training.token_source import TokenSource
+from pqmim.training.training_run import Draws, TrainingRun
+
+
+class TinyFeatures(nn.Module):
+    """Stands in for a network trained on photographs: random filters at two depths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, stride=2)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.first(x)
+        return [first, self.second(first.relu())]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(10):
+        Image.fromarray(synthetic_photo(72 + index, 80, index)).save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokens") / "tokenizer.safetensors"
+    save_tokenizer(path, make_tiny_tokenizer(), {})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _tiny_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_decoder, "load_efficientnet_lite0", TinyFeatures)
+
+
+def decoder_config(photos: Path, tokens_file: Path, output: Path, **changes: Any) -> DecoderTraining:
+    stage = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "log_every": 1}
+    stage |= {"validate_every": 4, "ema_decay": 0.5}
+    terms = {"adversary": "labels", "labels": 5, "label_subquantizers": 2, "label_crops": 16, "adversary_delay": 2}
+    settings: dict[str, Any] = {
+        "token_model": tokens_file,
+        "start_from": tokens_file,
+        "data": {"path": photos, "crop": 64, "validation_photos": 3},
+        "run": {"output": output, "device": "cpu", "bf16": False, **changes.pop("run", {})},
+        "perceptual": stage,
+        "adversarial": stage,
+        "terms": terms | changes.pop("terms", {}),
+    }
+    return DecoderTraining.model_validate(settings | changes)
+
+
+@pytest.fixture(scope="module")
+def decoder_file(photos: Path, tokens_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_decoder, "load_efficientnet_lite0", TinyFeatures)
+        return train_decoder.train(decoder_config(photos, tokens_file, tmp_path_factory.mktemp("runs") / "vivid"))
+
+
+def test_tokens_stay_and_the_decoder_changes(tokens_file: Path, decoder_file: Path) -> None:
+    before, after = load_file(tokens_file), load_file(decoder_file)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("synthesis.") for name in changed)
+
+
+def test_a_decoder_for_a_token_model(photos: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """What it is fine-tuned from is its faithful decoder; a decoder that grows has none."""
+    fine = load_decoder(tiny_model / "fine.safetensors")
+    config = decoder_config(photos, tiny_model, tmp_path / "a", name="mine")
+    path = train_decoder.train(config)
+    assert path == tmp_path / "a" / "mine.safetensors"
+    decoder = load_decoder(path)
+    assert (decoder.name, decoder.token_model, decoder.config) == ("mine", fine.token_model, fine.config)
+    assert decoder.faithful == fine.decoder_id != decoder.decoder_id
+    on = train_decoder.train(decoder_config(photos, tiny_model, tmp_path / "c", start_from=path))
+    assert load_decoder(on).faithful == fine.decoder_id
+    changes = {"start_from": tiny_model / "fast.safetensors", "channels": (12, 8, 16)}
+    larger = load_decoder(train_decoder.train(decoder_config(photos, tiny_model, tmp_path / "b", **changes)))
+    assert larger.faithful is None
+    assert larger.config.channels == (12, 8, 16)
+
+
+def test_a_decoder_that_was_there_before_the_entropy_model(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer, _ = load_tokenizer(tiny_model, "fast")
+    save_tokenizer(tmp_path / "t.safetensors", tokenizer, {"photos": 6})
+    decoder_id = export_decoder(tmp_path / "t.safetensors", tmp_path / "d.safetensors", tiny_model, "later")
+    decoder, fast = load_decoder(tmp_path / "d.safetensors"), load_decoder(tiny_model / "fast.safetensors")
+    assert decoder.decoder_id == decoder_id == fast.decoder_id
+    assert (decoder.name, decoder.token_model, decoder.facts) == ("later", fast.token_model, {"photos": 6})
+    with torch.no_grad():
+        tokenizer.quantizer.codebook += 1
+    save_tokenizer(tmp_path / "other.safetensors", tokenizer, {})
+    with pytest.raises(ModelError, match="other codebooks than those of the token model tiny"):
+        export_decoder(tmp_path / "other.safetensors", tmp_path / "d.safetensors", tiny_model, "other")
+
+
+def test_what_is_logged(decoder_file: Path) -> None:
+    names = {(stage, name) for stage, _, name, _ in logged(decoder_file.parent)}
+    both = {"loss", "mse", "chroma", "features", "gradient_norm"}
+    assert {(stage, name) for stage in ("perceptual", "adversarial") for name in both} <= names
+    assert {("adversarial", "adversary"), ("adversarial", "taken_for_real")} <= names
+    assert ("perceptual", "adversary") not in names
+    assert not any(stage == "distortion" for stage, _ in names)
+    validated = {name.partition("@")[0] for stage, name in names if name.startswith("validation/")}
+    assert validated == {f"validation/{name}" for name in ("psnr", "chroma", "pattern", "features")}
+    with Image.open(decoder_file.parent / "samples" / "adversarial000004.png") as sheet:
+        assert sheet.size == (3 * 64, 3 * 64)
+
+
+@pytest.mark.parametrize("adversary", ["labels", "hinge"])
+def test_interrupted_training_leaves_no_trace(
+    adversary: str, photos: Path, tokens_file: Path, decoder_file: Path, tmp_path: Path
+) -> None:
+    whole = decoder_file
+    if adversary == "hinge":
+        terms = {"adversary": "hinge"}
+        whole = train_decoder.train(decoder_config(photos, tokens_file, tmp_path / "whole", terms=terms))
+        assert not torch.equal(*(load_file(f)["synthesis.head.weight"] for f in (whole, decoder_file)))
+    run = {"max_minutes": 1e-9}
+    config = decoder_config(photos, tokens_file, tmp_path / "run", run=run, terms={"adversary": adversary})
+    assert until_done(train_decoder.train, config) >= 6
+    expected, resumed = load_file(whole), load_file(tmp_path / "run" / whole.name)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+    assert logged(tmp_path / "run") == logged(whole.parent)
+
+
+def test_a_faithful_decoder_needs_no_network_of_features(
+    photos: Path, tokens_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(train_decoder, "load_efficientnet_lite0")
+    none = {"steps": 0}
+    stage = {"steps": 30, "batch_size": 4, "learning_rate": 2e-3, "warmup_steps": 2, "validate_every": 15}
+    changes = {"distortion": stage, "perceptual": none, "adversarial": none, "channels": (12, 8, 16)}
+    config = decoder_config(photos, tokens_file, tmp_path, **changes)
+    larger, _ = load_tokenizer(train_decoder.train(config))
+    assert larger.config.autoencoder.synthesis_channels == (12, 8, 16)
+    psnr = {(step, name): float(value) for _, step, name, value in logged(tmp_path) if name.startswith("validation/ps")}
+    assert len(psnr) == 6
+    assert sum(v for (step, _), v in psnr.items() if step == "30") > sum(
+        v for (step, _), v in psnr.items() if step == "15"
+    )
+
+
+def test_decoders_that_do_not_fit_are_refused(photos: Path, tokens_file: Path, tmp_path: Path) -> None:
+    for changes, complaint in (
+        ({"channels": (4, 8, 16)}, f"{tokens_file}: start_from: the recipe has fewer channels than this decoder"),
+        ({"terms": {"label_subquantizers": 4}}, "terms.label_subquantizers: 4, but the model has 3 sub-quantizers"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            train_decoder.train(decoder_config(photos, tokens_file, tmp_path, **changes), resume="auto")
+
+
+def test_trade_offs_lean_to_the_coarse(photos: Path, tokens_file: Path, tmp_path: Path) -> None:
+    tokenizer = make_tiny_tokenizer()
+    config = decoder_config(photos, tokens_file, tmp_path, rate_emphasis=2.0, nested_share=0.0)
+    source = TokenSource(tokenizer, config, TrainingRun.open(config.run, None))
+    x = torch.rand(64, 3, 32, 32)
+    sent = source.draw(x, Draws(0, 0, 64, slice(None), x.device))
+    low, high = tokenizer.quantizer.w_range()
+    middle = source.send(x[:1], torch.tensor([(low * high) ** 0.5])).lam
+    assert 0.65 < (sent.lam < middle).float().mean() < 0.85  # 3/4 of the square root of uniform numbers are above 1/2
+    cut = decoder_config(photos, tokens_file, tmp_path, nested_share=1.0)
+    sent = TokenSource(tokenizer, cut, source.run).draw(x, Draws(0, 0, 64, slice(None), x.device))
+    assert (sent.lam == cut.rate.lambda_min).float().mean() > 0.5
+
+
+def test_terms_see_what_they_are_for() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 32, 32)
+    assert float(chroma_error(x + 0.1, x).max()) < 1e-6  # grey
+    red = x + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
+    assert torch.allclose(chroma_error(red, x), torch.full((2,), 25.5**2 * (0.5**2 + 0.168736**2) / 2), rtol=1e-4)
+    assert torch.allclose(mean_squared_error(red, x), torch.full((2,), 25.5**2 / 3), rtol=1e-4)
+    steps = torch.zeros(4, 4)
+    steps[0, 0] = 16 / 255
+    pattern = x + steps.repeat(8, 8)
+    assert float(grid_pattern(pattern, x)) == pytest.approx(16 * (15 / 256) ** 0.5 * 16**0.5 / 4, rel=1e-3)
+    assert float(grid_pattern(x + 0.1, x)) < 1e-3
+    features = [torch.randn(2, 4, 5, 5), torch.randn(2, 6, 3, 3)]
+    assert float(feature_distance([2 * f for f in features], features).max()) < 1e-6
+    assert torch.allclose(feature_distance([-f for f in features], features), torch.full((2,), 4.0))
+
+
+@pytest.mark.parametrize("kind", ["labels", "hinge"])
+def test_what_a_discriminator_is_rewarded_for(kind: Any) -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(kind, [8, 8], 3, 7)
+    sent = SentValues(torch.randn(2, 3, 4, 6), top=3, left=8)
+    fit_labels(discriminator, torch.randn(500, 3), 4, torch.Generator().manual_seed(0))
+    x = torch.rand(2, 3, 56, 80)
+    view = View(x, TinyFeatures()(x))
+    fit_features(discriminator, view.features)
+    logits = discriminator(view, sent)
+    assert [tuple(head.shape) for head in logits] == [
+        (2, 8 if kind == "labels" else 1, *grid) for grid in ((14, 20), (13, 19), (13, 19))
+    ]
+    if kind == "labels":
+        labels = discriminator.labels(sent.values)
+        distances = (sent.values[0, :, 1, 2] / discriminator.scale - discriminator.centers).square().sum(1)
+        assert labels[0, 1, 2] == distances.argmin()
+        right = [20 * torch.eye(8)[sent.on_grid(x, head, labels)].permute(0, 3, 1, 2) for head in logits]
+        decoded = [torch.zeros_like(head) for head in logits]
+        for head in decoded:
+            head[:, -1] = 20
+    else:
+        right, decoded = (
+            [torch.full_like(head, 2.0) for head in logits],
+            [torch.full_like(head, -2.0) for head in logits],
+        )
+    assert float(discriminator.own_loss(view, right, decoded, sent).max()) < 1e-4
+    assert float(discriminator.own_loss(view, decoded, right, sent).min()) > 3
+    assert (discriminator.decoder_loss(view, right, sent) < discriminator.decoder_loss(view, decoded, sent)).all()
+
+
+def test_sent_values_lie_where_they_were_sent() -> None:
+    values = torch.arange(24.0).view(1, 1, 4, 6)
+    pixels, grid = torch.zeros(1, 3, 56, 80), torch.zeros(1, 1, 14, 20)  # the middle of every fourth pixel
+    beside = SentValues(values, top=5, left=8).on_grid(pixels, grid, values)
+    expected = [[6.0 * ((5 + 4 * y + 2) // 16) + (8 + 4 * x + 2) // 16 for x in range(20)] for y in range(14)]
+    assert beside[0, 0].tolist() == expected
+
+
+def test_leading_values_are_those_of_the_leading_runs() -> None:
+    quantizer = make_tiny_tokenizer().quantizer
+    z_q = torch.randn(1, TINY_TOKENIZER.autoencoder.latent_channels, 2, 2)
+    values = leading_values(quantizer, z_q, 2)
+    assert values.shape[1] == quantizer.boundaries[2]
+    assert torch.equal(values, z_q[:, quantizer.order[: quantizer.boundaries[2]]])
