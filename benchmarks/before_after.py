@@ -41,13 +41,27 @@ import pqmim
 if "float32" in sys.argv:
     import pqmim.tiled_transforms
     pqmim.tiled_transforms.has_fast_bf16 = lambda device: False
-codec = pqmim.load_codec(sys.argv[1], device="cpu")
+codec = pqmim.load_codec(*sys.argv[1].split(","), device="cpu")
 for source, target, quality, effort in json.load(sys.stdin):
     data = codec.encode(source, quality=quality, options=pqmim.EncodeOptions(effort=effort))
     pathlib.Path(target).write_bytes(data)
     print(target, file=sys.stderr)
 """
 """Program that both versions understand."""
+
+
+def model_options(options: argparse.Namespace, option: str, *, is_before: bool) -> list[str]:
+    """Model and decoder as options of a command; `option` names the decoder."""
+    if is_before and options.before_model:
+        return ["-m", options.before_model]
+    return ["-m", options.model, *([option, options.decoder] if options.decoder else [])]
+
+
+def model_arguments(options: argparse.Namespace, *, is_before: bool) -> str:
+    """The same for the program above."""
+    if is_before and options.before_model:
+        return str(options.before_model)
+    return ",".join(filter(None, (options.model, options.decoder)))
 
 
 def row(name: str, threads: int, usages: Sequence[Sequence[Usage]]) -> list[str]:
@@ -71,7 +85,8 @@ def measure_times(versions: Sequence[Version], options: argparse.Namespace) -> s
         lines.append(row(name, threads, alternate(versions, commands, repeats)))
         print(" | ".join(lines[-1]), flush=True)
 
-    model = ("-m", options.model)
+    how_encoded = [model_options(options, "--for", is_before=before) for before in (True, False)]
+    how_decoded = [model_options(options, "--decoder", is_before=before) for before in (True, False)]
     with tempfile.TemporaryDirectory() as folder, busy_loops(options.busy):
         for threads in options.threads:
             with cores(threads):
@@ -82,12 +97,19 @@ def measure_times(versions: Sequence[Version], options: argparse.Namespace) -> s
                     coded = [Path(folder, f"{index}.pqm") for index in range(2)]
                     size, repeats = f"{width} x {height}", options.repeats if width * height < 2e6 else 2
                     for effort in options.efforts:
-                        how = ("-q", f"{options.quality:g}", "--effort", str(effort), *model, "-f")
-                        commands = [["encode", photo, "-o", file, *how] for file in coded]
+                        how = ("-q", f"{options.quality:g}", "--effort", str(effort), "-f")
+                        commands = [
+                            ["encode", photo, "-o", file, *model, *how]
+                            for file, model in zip(coded, how_encoded, strict=True)
+                        ]
                         add(f"encode {size}, effort {effort}", commands, repeats)
-                    # Both decode one file, so that both do the same work.
-                    add(f"decode {size}", [["decode", coded[0], "-o", decoded, *model, "-f"]] * 2, repeats)
-                add("info", [["info", coded[0]]] * 2)
+                    # Each decodes its own file, since the format may have changed.
+                    commands = [
+                        ["decode", file, "-o", decoded, *how, "-f"]
+                        for file, how in zip(coded, how_decoded, strict=True)
+                    ]
+                    add(f"decode {size}", commands, repeats)
+                add("info", [["info", file] for file in coded])
     header = ["command", "cores", "before, s (min / median)", "after, s", "before / after"]
     return table([*header, "before, MiB", "after, MiB", "before / after"], lines)
 
@@ -106,12 +128,12 @@ def compare_bytes(versions: Sequence[Version], options: argparse.Namespace) -> s
             for (image, quality, effort), file in zip(points, files[-1], strict=True)
             if not file.exists()
         ]
-        command = [version.python, "-c", ENCODE_ALL, options.model]
+        command = [version.python, "-c", ENCODE_ALL, model_arguments(options, is_before=name == "before")]
         if name == "before" and options.before_float32:
             command.append("float32")
         subprocess.run(command, input=json.dumps(tasks).encode(), env=version.environment(), check=True)
 
-    codec, lines, ratios, gains = load_codec(options.model, device="cpu"), [], [], []
+    codec, lines, ratios, gains = load_codec(options.model, options.decoder, device="cpu"), [], [], []
     for (image, quality, effort), *pair in zip(points, *files, strict=True):
         before, after = (file.read_bytes() for file in pair)
         if before != after:
@@ -137,7 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Version.at, required=True, metavar="WHERE")
     parser.add_argument("--after", type=Version.at, default=PRESENT, metavar="WHERE", help="default: this checkout")
-    parser.add_argument("-m", "--model", default="small", help="shipped model")
+    parser.add_argument("-m", "--model", default="photo", help="token model")
+    parser.add_argument("--decoder", help="name or path [default: fine]")
+    parser.add_argument("--before-model", help="of the earlier version, in place of token model and decoder")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for files and tables")
     parser.add_argument("--efforts", type=int, nargs="+", default=EFFORTS)
     times = parser.add_argument_group("times")

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Version.at, metavar="WHERE")
-    parser.add_argument("-m", "--model", default="small", help="shipped model")
+    parser.add_argument("-m", "--model", default="photo", help="model that both versions have")
     parser.add_argument("--sizes", type=size_of, nargs="+", default=[(384, 256), (768, 512)], metavar="WxH")
     parser.add_argument("--loops", type=int, default=2, help="busy loops [default: 2]")
     parser.add_argument("--repeats", type=int, default=5)

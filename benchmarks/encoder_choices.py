@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--qualities", type=float, nargs="+", default=[20.0, 40.0, 60.0, 80.0])
     options = parser.parse_args(arguments)
 
-    bench = Bench(options.model, options.output, options.device)
+    bench = Bench(options.model, options.output, options.device, options.decoder)
     qualities = {
         variant.name: level_qualities(bench.codec) if variant.by_level else sorted(set(options.qualities))
         for variant in VARIANTS

@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the sheet and print bytes and PSNR."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, default=ROOT / "examples" / "photo.png")
-    parser.add_argument("-m", "--model", default="small")
+    parser.add_argument("-m", "--model", default="photo")
+    parser.add_argument("--decoder", help="name or path [default: fine]")
     parser.add_argument("--quality", type=float, default=50.0)
     parser.add_argument("--bpp", type=float, nargs="+", help="a row for each rate, in place of the quality")
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=["JPEG", "WebP", "AVIF"])
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         register_heif_opener()
 
     image = Image.open(options.image).convert("RGB")
-    codec = pqmim.load_codec(options.model)
+    codec = pqmim.load_codec(options.model, options.decoder)
     if options.bpp:
         files = [codec.encode(image, target_bpp=bpp) for bpp in options.bpp]
     else:

@@ -115,14 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is not measured yet and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="folder of pictures")
-    parser.add_argument("-m", "--model", default="small", help="shipped model, weights file or run folder")
+    parser.add_argument("-m", "--model", default="photo", help="shipped token model, or path of one")
+    parser.add_argument("--decoder", help="name or path [default: fine]")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--images", type=int, help="take only so many pictures")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
 
     images = dict(list(find_images(options.dataset).items())[: options.images])
-    model = PqmimCodec(options.model, options.device)
+    model = PqmimCodec(options.model, options.device, decoder=options.decoder)
     description = model.description()
     rows: list[dict[str, Any]] = []
     for number, (name, file) in enumerate(images.items(), 1):

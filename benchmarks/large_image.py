@@ -1,6 +1,6 @@
 """Seconds and peak memory of encoding and decoding one large photo.
 
-    python benchmarks/large_image.py [--size 4000x3000] [--model small] [--threads N] [--json FILE]
+    python benchmarks/large_image.py [--size 4000x3000] [--decoder fine] [--threads N] [--json FILE]
 
 The photo of the repository is mirrored at its edges until it has the size asked for. Encoding and decoding
 run in a process of their own each, so that the peak of one does not hide that of the other; the peak is of
@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 
 def measure(
-    command: str, source: Path, target: Path, model: str, quality: float, threads: int | None
+    command: str, source: Path, target: Path, decoder: str, quality: float, threads: int | None
 ) -> dict[str, float]:
     """Encode or decode one file in this process.
 
@@ -36,7 +36,7 @@ def measure(
     import pqmim
 
     start = time.perf_counter()
-    codec = pqmim.load_codec(model, device="cpu", threads=threads)
+    codec = pqmim.load_codec(decoder=decoder, device="cpu", threads=threads)
     loaded = time.perf_counter()
     if command == "encode":
         target.write_bytes(codec.encode(source, quality=quality))
@@ -51,7 +51,7 @@ def measure(
 
 def measure_in_child(options: argparse.Namespace, command: str, source: Path, target: Path) -> dict[str, float]:
     """Run `measure` in a process of its own."""
-    arguments = [command, str(source), str(target), options.model, str(options.quality), str(options.threads)]
+    arguments = [command, str(source), str(target), options.decoder, str(options.quality), str(options.threads)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as the command line has it
     child = subprocess.run(
         [sys.executable, __file__, "--child", *arguments], env=environment, stdout=subprocess.PIPE, check=True
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds and peak memory of one large photo.")
     parser.add_argument("--photo", type=Path, default=PHOTO)
     parser.add_argument("--size", type=size_of, default=(4000, 3000), metavar="WxH", help="pixels [default: 4000x3000]")
-    parser.add_argument("--model", default="small")
+    parser.add_argument("--decoder", default="fine")
     parser.add_argument("--quality", type=float, default=50.0)
     parser.add_argument("--threads", type=int, default=0, help="0 = as many as the codec takes by itself [default]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
@@ -93,9 +93,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        name, source_name, target_name, model_name, quality_text, count = sys.argv[2:]
+        name, source_name, target_name, decoder_name, quality_text, count = sys.argv[2:]
         result = measure(
-            name, Path(source_name), Path(target_name), model_name, float(quality_text), int(count) or None
+            name, Path(source_name), Path(target_name), decoder_name, float(quality_text), int(count) or None
         )
         print(json.dumps(result))
     else:

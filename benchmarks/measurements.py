@@ -50,7 +50,8 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Parser with the arguments that all these scripts take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder of images, or one image")
-    parser.add_argument("-m", "--model", default="small", help="shipped model, model file or run folder")
+    parser.add_argument("-m", "--model", default="photo", help="shipped token model, or path of one")
+    parser.add_argument("--decoder", help="name or path [default: fine]")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--images", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -70,16 +71,16 @@ class Bench:
     release, is not made again; delete the file after a change of the encoder.
 
     Args:
-        model: as `load_codec` takes it.
+        model, decoder: as `load_codec` takes them.
         output: folder, made if need be.
     """
 
-    def __init__(self, model: str, output: Path, device: str) -> None:
-        self.codec = load_codec(model, device=device)
+    def __init__(self, model: str, output: Path, device: str, decoder: str | None = None) -> None:
+        self.codec = load_codec(model, decoder, device=device)
         self._clock = time.process_time if device == "cpu" else time.perf_counter
         output.mkdir(parents=True, exist_ok=True)
         self._file = output / "measurements.jsonl"
-        self._maker = f"pqmim {__version__} {self.codec.model_id.hex()} {device}"
+        self._maker = f"pqmim {__version__} {self.codec.model_id.hex()} {self.codec.decoder_id.hex()} {device}"
         self._rows = {row["key"]: row for row in _read_rows(self._file)}
         self._is_warm = False
 

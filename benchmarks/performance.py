@@ -97,7 +97,7 @@ def print_parts(options: argparse.Namespace, photo: Image.Image, seconds: Second
         image = photo if megapixels == 0.4 else photo_of_size(4 * side, 3 * side, options.image)
         repeats = options.repeats if megapixels < 2 else 2
         for threads in options.threads:
-            codec = load_codec(options.model, device="cpu", threads=threads)
+            codec = load_codec(options.model, options.decoder, device="cpu", threads=threads)
             instrument(codec, seconds)
             data = codec.encode(image, quality=options.quality, options=how)  # the first one makes the sessions
             codec.decode(data)
@@ -117,7 +117,10 @@ def print_kernels(options: argparse.Namespace, photo: Image.Image, seconds: Seco
     print("\n| threads | " + " | ".join(f"{kernel}, s" for kernel in kernels) + " |")
     print("|---" * (1 + len(kernels)) + "|")
     for threads in options.threads:
-        codecs = [load_codec(options.model, device="cpu", threads=threads, kernel=kernel) for kernel in kernels]
+        codecs = [
+            load_codec(options.model, options.decoder, device="cpu", threads=threads, kernel=kernel)
+            for kernel in kernels
+        ]
         for codec in codecs:
             instrument(codec, seconds)
         data = codecs[0].encode(photo, quality=options.quality)
@@ -134,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, default=PHOTO)
-    parser.add_argument("--model", default="small")
+    parser.add_argument("--model", default="photo")
+    parser.add_argument("--decoder", help="name or path [default: fine]")
     parser.add_argument("--quality", type=float, default=50.0)
     parser.add_argument("--effort", type=int, default=DEFAULT_EFFORT)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])

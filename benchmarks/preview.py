@@ -187,9 +187,9 @@ def strip(photos: Sequence[Photo], codec: Codec, file: Path) -> None:
     print(f"{file}: {file.stat().st_size:,} bytes")
 
 
-def measure_speed(photos: Sequence[Photo], model: str, output: Path) -> None:
+def measure_speed(photos: Sequence[Photo], model: str, decoder: str | None, output: Path) -> None:
     """Milliseconds to decode a preview at 96 x 64, and to make it, on one thread with the model loaded."""
-    codec = load_codec(model, device="cpu", threads=preview.THREADS)
+    codec = load_codec(model, decoder, device="cpu", threads=preview.THREADS)
     rows: list[Row] = []
     for photo in photos:
         for budget in BUDGETS:
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     metrics = [key for key in options.metrics if missing_metric(key) is None]
     photos = read_photos(options.dataset, options.images)
-    bench = Bench(options.model, options.output, options.device)
+    bench = Bench(options.model, options.output, options.device, options.decoder)
     rows: list[Row] = []
     for contender in contenders(bench.codec):
         for photo in photos:
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.strip is not None:
         strip(photos, bench.codec, options.strip)
     if options.speed:
-        measure_speed(photos[:4], options.model, options.output)
+        measure_speed(photos[:4], options.model, options.decoder, options.output)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weight", type=float, default=8.0, help="of the region [default: 8]")
     options = parser.parse_args(arguments)
 
-    bench = Bench(options.model, options.output, options.device)
+    bench = Bench(options.model, options.output, options.device, options.decoder)
     rows: dict[float, list[Row]] = {quality: [] for quality in options.qualities}
     photos = read_photos(options.dataset, options.images)
     for photo, quality in track([(photo, quality) for photo in photos for quality in rows], "region"):

@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, a row at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="*", type=Path, default=[PHOTO], help="files, or folders of them")
-    parser.add_argument("-m", "--model", default="small", help="shipped model")
+    parser.add_argument("-m", "--model", default="photo", help="shipped token model")
     parser.add_argument("-q", "--quality", type=float, default=40.0)
     parser.add_argument("--images", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2, 4])

@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     targets: dict[str, dict[str, Any]] = {f"{bpp:g} bpp": {"target_bpp": bpp} for bpp in options.bpp}
     targets |= {f"{number:,} B": {"target_bytes": number} for number in options.bytes}
-    bench = Bench(options.model, options.output, options.device)
+    bench = Bench(options.model, options.output, options.device, options.decoder)
     rows: dict[str, list[Row]] = {name: [] for name in targets}
     plain: list[Row] = []
     for photo in track(read_photos(options.dataset, options.images), "target size"):

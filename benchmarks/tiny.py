@@ -543,7 +543,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is not measured yet and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, help="folder of pictures of at least 256 x 256 pixels")
-    parser.add_argument("-m", "--model", help="shipped model, weights file or run folder; without it no pqmim")
+    parser.add_argument("-m", "--model", help="shipped token model, or path of one; without it no pqmim")
+    parser.add_argument("--decoder", help="name or path [default: fine]")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--images", type=int, help="take only so many pictures")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
@@ -556,7 +557,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     images = dict(list(find_images(options.dataset).items())[: options.images])
-    model = None if options.model is None else PqmimCodec(options.model, options.device)
+    model = None if options.model is None else PqmimCodec(options.model, options.device, decoder=options.decoder)
     missing: dict[str, str] = {}
     metrics: list[str] = []
     for key in metric_keys(options.metrics):

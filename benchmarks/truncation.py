@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not all(0 < share <= 100 for share in options.shares):
         parser.error("shares must be above 0 and at most 100 percent")
 
-    bench = Bench(options.model, options.output, options.device)
+    bench = Bench(options.model, options.output, options.device, options.decoder)
     if options.strip is not None:
         write_strip(bench, options.strip_image, options.strip_quality, options.strip)
     shares = sorted(set(options.shares))

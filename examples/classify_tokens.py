@@ -183,7 +183,7 @@ def compare(folder: Path, codec: Codec, *, side: int, quality: float, epochs: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder with a folder for each class")
-    parser.add_argument("--model", default="small")
+    parser.add_argument("--model", default="photo")
     parser.add_argument("--side", type=int, default=128, help="of the squares, a multiple of 16")
     parser.add_argument("--quality", type=float, default=30.0)
     parser.add_argument("--epochs", type=int, default=20)

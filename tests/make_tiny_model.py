@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from training.tiny_networks import TINY_QUALITY, make_tiny_entropy_model, make_tiny_synthesis, make_tiny_tokenizer
 
+from pqmim.decoder_files import load_decoder
 from pqmim.training.export import save_decoder, save_model
 
 TARGET = Path(__file__).parent / "data" / "tiny"
@@ -22,8 +23,9 @@ def make_tiny_model(folder: Path) -> bytes:
     tokenizer = make_tiny_tokenizer()
     model_id = save_model(folder, "tiny", tokenizer, make_tiny_entropy_model(tokenizer), TINY_QUALITY, {})
     fine, vivid = make_tiny_synthesis(tokenizer, noise=0.0), make_tiny_synthesis(tokenizer, noise=0.02)
-    fine_id = save_decoder(folder / "fine.safetensors", "fine", fine, model_id, {"description": "a finer one"})
-    save_decoder(folder / "vivid.safetensors", "vivid", vivid, model_id, {}, faithful=fine_id)
+    path = folder / "fine.safetensors"
+    save_decoder(path, "fine", fine, model_id, {"description": "a finer one"})
+    save_decoder(folder / "vivid.safetensors", "vivid", vivid, model_id, {}, faithful=load_decoder(path))
     return model_id
 
 

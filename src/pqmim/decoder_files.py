@@ -3,8 +3,9 @@
 They lie beside the token model's file. A decoder has a name and an id of its own, a hash of its configuration and its
 weights, and says which token model it is for; any decoder of a token model decodes any of its files.
 
-A decoder may name its *faithful* one, of the same shape, which it was fine-tuned from for pictures that look real. Then
-*realism* r in [0, 1] weighs the two: weights are (1 - r) * faithful + r * own.
+A decoder may name its *faithful* one, of the same shape, which it was fine-tuned from for pictures that look real. Its
+file holds the difference to that one's weights, in int8 with a unit for each output, which takes half the room, and
+*realism* r in [0, 1] says how much of it is added: weights are faithful + r * difference.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from pqmim.model_files import (
 DEFAULT_DECODER = "fine"
 """Taken where none is named, if it is there."""
 SYNTHESIS_PREFIX = "synthesis."
+DIFFERENCE_PREFIX, UNIT_PREFIX = "difference.", "unit."
+"""Of the tensors, int8 and float32, of a decoder that was fine-tuned from a faithful one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class DecoderFile(NetworkFile):
     Attributes:
         token_model: id of the token model that it is for.
         faithful: id of the decoder that it was fine-tuned from for realism, if it was.
-        realism: weight of its own weights, the rest being the faithful decoder's; None without a faithful one.
+        realism: how much of the difference to the faithful decoder is in the tensors; None without one.
     """
 
     decoder_id: bytes
@@ -70,7 +73,7 @@ class DecoderEntry:
 
 
 def compute_decoder_id(config: dict[str, Any], tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """The id of a decoder: a hash of its configuration, as JSON holds it, and its weights, without graphs."""
+    """The id of a decoder: a hash of its configuration, as JSON holds it, and its file's weights, without graphs."""
     return digest(config, tensors)[:ID_BYTES]
 
 
@@ -134,10 +137,11 @@ def load_decoder(source: Path | bytes, *, realism: float | None = None) -> Decod
     """Read a decoder's file, from the disk or from its bytes, and check it.
 
     Args:
-        realism: 0 to 1, for a decoder that has its faithful one beside it; None = 1 for such a decoder.
+        realism: 0 to 1, for a decoder that was fine-tuned from a faithful one; None = 1 for such a decoder.
 
     Raises:
-        ModelError: missing, damaged, no decoder; or realism is asked of a decoder that has none.
+        ModelError: missing, damaged, no decoder; the faithful decoder does not lie beside it; or realism is asked of a
+            decoder that has none.
         ValueError: realism is out of range.
     """
     metadata, weights, graphs, label = load_file(source, DECODER_FORMAT)
@@ -162,32 +166,64 @@ def load_decoder(source: Path | bytes, *, realism: float | None = None) -> Decod
     realism = 1.0 if realism is None else realism
     if not 0 <= realism <= 1:
         raise ValueError(f"realism must be 0 to 1, not {realism:g}")
-    if realism == 1:
-        return replace(decoder, realism=1.0)
-    return _interpolated(decoder, _faithful_beside(source, decoder, label), realism, label)
+    faithful = load_decoder(faithful_file(source, decoder))
+    return replace(decoder, tensors=_moved(decoder, faithful, realism, label), realism=realism)
 
 
-def _faithful_beside(source: Path | bytes, decoder: DecoderFile, label: str) -> DecoderFile:
-    """The faithful decoder of another one, from the same folder."""
+def faithful_file(source: Path | bytes, decoder: DecoderFile) -> Path:
+    """File of the decoder that another one was fine-tuned from, which lies in the same folder.
+
+    Raises:
+        ModelError: it does not.
+    """
     assert decoder.faithful is not None
     for entry in [] if isinstance(source, bytes) else decoders_beside(source):
-        if entry.decoder_id == decoder.faithful:
-            return load_decoder(entry.path)
+        if entry.decoder_id == decoder.faithful and entry.faithful is None:
+            return entry.path
+    label = decoder.name if isinstance(source, bytes) else source
     raise ModelError(
-        f"{label}: realism below 1 needs the decoder {decoder.faithful.hex()}, which does not lie beside {decoder.name}"
+        f"{label}: needs the decoder {decoder.faithful.hex()}, which it was made from, and which does not lie beside it"
     )
 
 
-def _interpolated(decoder: DecoderFile, faithful: DecoderFile, realism: float, label: str) -> DecoderFile:
-    if faithful.config != decoder.config or faithful.tensors.keys() != decoder.tensors.keys():
-        raise ModelError(f"{label}: the decoders {decoder.name} and {faithful.name} are not of one shape")
+def difference(own: Mapping[str, NDArray[Any]], faithful: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What the file of a fine-tuned decoder holds.
 
-    def mix(name: str) -> NDArray[Any]:
-        own, other = (tensors[name].astype(np.float32) for tensors in (decoder.tensors, faithful.tensors))
-        mixed: NDArray[Any] = (np.float32(1 - realism) * other + np.float32(realism) * own).astype(np.float16)
-        return mixed
+    Args:
+        own, faithful: "synthesis.*" of both, of the same shapes.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    for name, tensor in own.items():
+        moved = (tensor.astype(np.float32) - faithful[name].astype(np.float32)).reshape(len(tensor), -1)
+        unit = np.maximum(np.abs(moved).max(1, keepdims=True) / np.float32(127), np.float32(1e-12))
+        key = name.removeprefix(SYNTHESIS_PREFIX)
+        found[DIFFERENCE_PREFIX + key] = np.rint(moved / unit).astype(np.int8).reshape(tensor.shape)
+        found[UNIT_PREFIX + key] = unit[:, 0]
+    return found
 
-    return replace(decoder, tensors={name: mix(name) for name in decoder.tensors}, realism=realism)
+
+def _moved(decoder: DecoderFile, faithful: DecoderFile, realism: float, label: str) -> dict[str, NDArray[Any]]:
+    """Weights of the faithful decoder, moved towards those of the other one."""
+    stored, complaint = (
+        decoder.tensors,
+        f"{label}: the decoders {decoder.name} and {faithful.name} are not of one shape",
+    )
+    if faithful.config != decoder.config:
+        raise ModelError(complaint)
+
+    def weight(name: str, start: NDArray[Any]) -> NDArray[Any]:
+        key = name.removeprefix(SYNTHESIS_PREFIX)
+        moved, unit = stored[DIFFERENCE_PREFIX + key], stored[UNIT_PREFIX + key]
+        if moved.shape != start.shape or unit.shape != (len(start),):
+            raise KeyError
+        rows = moved.reshape(len(start), -1) * (unit * np.float32(realism))[:, None]
+        total: NDArray[Any] = (start.astype(np.float32) + rows.reshape(start.shape)).astype(np.float16)
+        return total
+
+    try:
+        return {name: weight(name, start) for name, start in faithful.tensors.items()}
+    except KeyError as error:
+        raise ModelError(complaint) from error
 
 
 def check_fits(decoder: DecoderFile, model: ModelFile) -> None:

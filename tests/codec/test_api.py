@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import synthetic_photo
 from PIL import Image
 
 import pqmim
@@ -200,3 +201,20 @@ def test_forks_of_a_process_that_has_coded_can_code(photo: Image.Image, tiny_mod
 def test_quality_has_a_range(photo: Image.Image, tiny_model: Path, quality: float) -> None:
     with pytest.raises(ValueError, match="quality"):
         pqmim.encode(photo, quality=quality, model=tiny_model)
+
+
+def test_decoders_by_name(tiny_model: Path) -> None:
+    photo = synthetic_photo(64, 96)
+    for_fast, for_fine = (pqmim.encode(photo, quality=80, model=tiny_model, decoder=name) for name in ("fast", "fine"))
+    assert for_fine == pqmim.encode(photo, quality=80, model=tiny_model) != for_fast
+    fine, fast, vivid = (pqmim.decode(for_fast, model=tiny_model, decoder=name) for name in ("fine", "fast", "vivid"))
+    assert fine.tobytes() == pqmim.decode(for_fast, model=tiny_model).tobytes()
+    assert len({image.tobytes() for image in (fine, fast, vivid)}) == 3
+    faithful = pqmim.decode(for_fast, model=tiny_model, decoder=tiny_model / "vivid.safetensors", realism=0)
+    assert faithful.tobytes() == fine.tobytes()
+    with pytest.raises(TypeError, match="decoder must be a name, a path or None, not int"):
+        pqmim.decode(for_fast, model=tiny_model, decoder=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="realism must be a number or None, not str"):
+        pqmim.decode(for_fast, model=tiny_model, realism="1")  # type: ignore[arg-type]
+    with pytest.raises(pqmim.ModelError, match="the decoder fine has no realism to choose"):
+        pqmim.decode(for_fast, model=tiny_model, realism=0.5)

@@ -305,3 +305,23 @@ def test_only_the_first_picture_imports_what_is_heavy(data: bytes, tmp_path: Pat
         [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert child.returncode == 0, child.stderr
+
+
+def test_pictures_of_another_decoder(
+    plugin: ModuleType, data: bytes, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picture(decoder: str | None, realism: float | None = None) -> Image.Image:
+        monkeypatch.setattr(plugin, "DECODER", decoder)
+        monkeypatch.setattr(plugin, "REALISM", realism)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image
+
+    assert picture(None).tobytes() == pqmim.decode(data, model=tiny_model).tobytes()
+    assert picture("fast").tobytes() == pqmim.decode(data, model=tiny_model, decoder="fast").tobytes()
+    expected = pqmim.decode(data, model=tiny_model, decoder="vivid", realism=0.5)
+    assert picture("vivid", 0.5).tobytes() == expected.tobytes()
+    with pytest.raises(OSError, match="slow: no such decoder"):
+        picture("slow")
+    photo = Image.fromarray(synthetic_photo(64, 96))
+    assert saved(photo, model=tiny_model, decoder="fast") == pqmim.encode(photo, model=tiny_model, decoder="fast")

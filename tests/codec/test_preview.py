@@ -189,3 +189,15 @@ def test_errors(picture: Image.Image, tiny_model: Path) -> None:
     huge = pack(replace(parse(data), width=1 << 20, height=1 << 20))
     with pytest.raises(pqmim.LimitError):
         preview.decode(huge, model=tiny_model)
+
+
+def test_previews_with_a_decoder(picture: Image.Image, tiny_model: Path) -> None:
+    data = preview.encode(picture, 120, model=tiny_model, decoder="fast")
+    assert data == preview.encode(picture, 120, model=pqmim.load_codec(tiny_model, "fast", device="cpu", threads=1))
+    fast, fine = (preview.decode(data, model=tiny_model, decoder=name) for name in ("fast", "fine"))
+    assert fast.tobytes() != fine.tobytes() == preview.decode(data, model=tiny_model).tobytes()
+    urls = {preview.to_data_url(data, model=tiny_model, decoder=name) for name in ("fast", "vivid")}
+    assert len(urls) == 2
+    assert preview.average_color(data, model=tiny_model, decoder="fast") != preview.average_color(
+        data, model=tiny_model, decoder="vivid"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,15 @@ def test_a_model_that_is_not_there_is_told_at_once() -> None:
         Encode("no such model")
     with pytest.raises(ModelError):
         Decode("no such model")
+
+
+def test_decoders_are_named(tiny_model: Path, photos: Path) -> None:
+    picture = (photos / "cat/a.png").read_bytes()
+    (coded,) = Encode(tiny_model, decoder="fast", quality=90)(batch_of(picture))["bytes"]
+    fast, vivid = load_codec(tiny_model, "fast", device="cpu"), load_codec(tiny_model, "vivid", realism=0.5)
+    assert coded == fast.encode(picture, quality=90)
+    (decoded,) = Decode(tiny_model, decoder="vivid", realism=0.5)(batch_of(coded))["bytes"]
+    with Image.open(io.BytesIO(decoded)) as image:
+        assert image.tobytes() == vivid.decode(coded).tobytes()
+    with pytest.raises(ModelError, match="no such decoder"):
+        Decode(tiny_model, decoder="slow")

@@ -263,3 +263,18 @@ def test_realism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     script.main(arguments)
     assert content(tmp_path / "out", "realism") == rows
     assert "At 1.5 bits per pixel:" in lines(tmp_path / "out", "realism")
+    assert script.parse_decoder("vivid@0.5") == ("vivid", 0.5)
+    assert script.parse_decoder("fine") == ("fine", None)
+
+
+def test_another_decoder_costs_little(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = load("other_decoder", monkeypatch)
+    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path), "--images", "1"]
+    script.main([*arguments, "--qualities", "5", "35", "65", "95"])
+    tables = [table.splitlines() for table in (tmp_path / "other_decoder.md").read_text().strip().split("\n\n")]
+    assert [line.split(" | ")[:2] for line in tables[0][2:]] == [
+        [f"| {made_for}", decoded_by] for made_for in ("fast", "fine") for decoded_by in ("fast", "fine")
+    ]
+    assert [line.split(" | ")[:2] for line in tables[1][2:]] == [["| fine", "fast"], ["| fast", "fine"]]
+    for line in tables[1][2:]:
+        assert -5 < float(line.split(" | ")[2].removesuffix(" %")) < 60

@@ -89,6 +89,7 @@ def test_before_and_after(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     monkeypatch.setattr(script, "PRESENT", after)
     monkeypatch.setattr(script.Version, "at", lambda place: before)
     arguments = ["--before", "elsewhere", "--sizes", "40x24", "--threads", "1", "--repeats", "2", "--efforts", "1", "3"]
+    arguments += ["--before-model", "old", "--decoder", "fast"]
     script.main([*arguments, "-o", str(tmp_path)])
     lines = (tmp_path / "times.md").read_text().splitlines()
     assert [line.split(" | ")[0][2:] for line in lines[2:]] == [
@@ -100,7 +101,11 @@ def test_before_and_after(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     assert lines[2] == "| --version | 1 | 4.000 / 5.000 | 2.000 / 2.500 | 2.00 | 100 | 100 | 1.00 |"
     assert [command[0] for command in before.commands] == [command[0] for command in after.commands]
     assert len(before.commands) == 3 * 5
-    assert before.commands[-4] == after.commands[-4]  # one file is decoded by both
+    decoded = before.commands[-4], after.commands[-4]
+    assert [str(command[1])[-5:] for command in decoded] == ["0.pqm", "1.pqm"]  # each its own file
+    assert "-m old -f" in " ".join(map(str, decoded[0]))
+    assert "-m photo --decoder fast -f" in " ".join(map(str, decoded[1]))
+    assert "-m photo --for fast" in " ".join(map(str, after.commands[-7]))
     assert "4.000 / 5.000" in capsys.readouterr().out
 
 

@@ -108,9 +108,9 @@ const scenarios = {
   async weightsAreFetchedOnce() {
     const page = await openPage(plain.origin);
     plain.asked.length = 0;
-    const first = await decodeIn(page, "small-pixel.pqm");
+    const first = await decodeIn(page, "fast-pixel.pqm");
     await page.reload();
-    const second = await decodeIn(page, "small-pixel.pqm");
+    const second = await decodeIn(page, "fast-pixel.pqm");
     const fetched = plain.asked.filter((path) => path.endsWith(".pqmw"));
     const keys = await page.evaluate(async () => (await (await caches.open("pqmim-weights")).keys()).length);
     return { first, second, fetched, keys };
@@ -120,7 +120,7 @@ const scenarios = {
     const page = await openPage(plain.origin);
     return page.evaluate(async () => {
       const pqmim = await import("/dist/index.js");
-      const data = await (await fetch("/files/small-crop-q60.pqm")).arrayBuffer();
+      const data = await (await fetch("/files/fast-crop-q60.pqm")).arrayBuffer();
       let ticks = 0;
       const timer = setInterval(() => ticks++, 5);
       const both = await Promise.all([pqmim.decode(data.slice(0)), pqmim.decode(data)]);
@@ -132,13 +132,13 @@ const scenarios = {
   async threads() {
     const page = await openPage(isolated.origin);
     const isIsolated = await page.evaluate(() => crossOriginIsolated);
-    const outcome = await decodeIn(page, "small-crop-q60.pqm", { settings: { threads: 2 } });
+    const outcome = await decodeIn(page, "fast-crop-q60.pqm", { settings: { threads: 2 } });
     return { isIsolated, outcome };
   },
 
   async fromAnotherOrigin() {
     const page = await openPage(plain.origin);
-    return decodeIn(page, "small-odd.pqm", { module: `${other.origin}/dist/index.js` });
+    return decodeIn(page, "fast-odd.pqm", { module: `${other.origin}/dist/index.js` });
   },
 
   async withoutHttps() {
@@ -170,7 +170,19 @@ const scenarios = {
     const outcome = {};
     for (const [name, model] of Object.entries(models)) {
       const page = await openPage(plain.origin);
-      outcome[name] = await decodeIn(page, "small-odd.pqm", { settings: { models: [model] } });
+      outcome[name] = await decodeIn(page, "fast-odd.pqm", { settings: { models: [model] } });
+    }
+    return outcome;
+  },
+
+  async otherDecoders() {
+    const outcome = {};
+    for (const decoder of ["fine", "slow"]) {
+      const page = await openPage(plain.origin);
+      outcome[decoder] = await decodeIn(page, "fast-odd.pqm", { settings: { decoder } });
+      if (outcome[decoder].error === undefined) {
+        writeFileSync(join(folder, `${decoder}.rgba`), Buffer.from(await pixelsIn(page), "base64"));
+      }
     }
     return outcome;
   },
@@ -178,7 +190,7 @@ const scenarios = {
   async limit() {
     const page = await openPage(plain.origin);
     plain.asked.length = 0;
-    const outcome = await decodeIn(page, "small-odd.pqm", { options: { maxPixels: 1000 } });
+    const outcome = await decodeIn(page, "fast-odd.pqm", { options: { maxPixels: 1000 } });
     return { ...outcome, fetched: plain.asked.filter((path) => path.endsWith(".pqmw")) };
   },
 
@@ -202,16 +214,16 @@ const scenarios = {
           for (const kind of ["progress", "load", "error"]) element.addEventListener(kind, hear);
           place.append(element);
         });
-      const picture = await show({ src: "/files/small-odd.pqm", alt: "trees" });
+      const picture = await show({ src: "/files/fast-odd.pqm", alt: "trees" });
       const damaged = await show({ src: "/files/damaged.pqm" });
       const missing = await show({ src: "/files/nothing.pqm" });
       // Far below the view a lazy picture waits until it is scrolled to.
       const far = document.body.appendChild(document.createElement("div"));
       far.style.paddingTop = "10000px";
-      const asked = () => performance.getEntriesByName(new URL("/files/small-row.pqm", location).href).length;
+      const asked = () => performance.getEntriesByName(new URL("/files/fast-row.pqm", location).href).length;
       const element = document.createElement("pqm-img");
       element.setAttribute("loading", "lazy");
-      element.src = "/files/small-row.pqm";
+      element.src = "/files/fast-row.pqm";
       far.append(element);
       await new Promise((resolve) => setTimeout(resolve, 300));
       const before = asked();
@@ -225,7 +237,7 @@ const scenarios = {
   async demo() {
     const page = await openPage(plain.origin);
     await page.goto(`${plain.origin}/demo/index.html`);
-    await page.setInputFiles("#file", join(folder, "small-odd.pqm"));
+    await page.setInputFiles("#file", join(folder, "fast-odd.pqm"));
     const hash = await page.locator("#token-hash").textContent();
     const picture = await page.locator("#picture").textContent();
     await page.setInputFiles("#file", join(folder, "damaged.pqm"));

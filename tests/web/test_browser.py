@@ -23,7 +23,7 @@ from pqmim import bitstream, load_codec
 from pqmim.codec import Codec
 from pqmim.errors import PqmimError
 from pqmim.image_io import encode_alpha
-from pqmim.model_files import find_model, read_metadata, shipped_model_of
+from pqmim.model_files import MODEL_FORMAT, find_model, read_metadata, shipped_model_of
 from pqmim.options import EncodeOptions
 from pqmim.selftest import GOLDEN, read_golden
 
@@ -46,6 +46,8 @@ BAD_NAMES = (
     "empty.pqm",
     "no-pqm.pqm",
     "version.pqm",
+    "earlier.pqm",
+    "earlier-mini.pqm",
     "cut-by-accident.pqm",
     "no-such-level.pqm",
     "huge.pqm",
@@ -90,14 +92,14 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, node: str, built: Path, chromium: str) -> Run:
     folder = tmp_path_factory.mktemp("browser")
-    codecs = {name: load_codec(name, device="cpu", threads=1) for name in ("small", "base")}
+    codecs = {name: load_codec(decoder=name, device="cpu", threads=1) for name in ("fast", "fine")}
     for name in GOLDEN_NAMES:
         (folder / name).write_bytes((GOLDEN / name).read_bytes())
-    files = made_files(codecs["small"])
+    files = made_files(codecs["fast"])
     files |= bad_files(files)
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    (folder / "models.json").write_text(json.dumps(other_models(built / "weights" / "small.pqmw", folder)))
+    (folder / "models.json").write_text(json.dumps(other_models(built / "weights" / "photo.pqmw", folder)))
     command = [node, str(HERE / "browser.mjs"), chromium, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
@@ -136,7 +138,7 @@ def made_files(codec: Codec) -> dict[str, bytes]:
 
 def bad_files(made: dict[str, bytes]) -> dict[str, bytes]:
     """Files that are refused, by name."""
-    good = (GOLDEN / "small-photo.pqm").read_bytes()
+    good = (GOLDEN / "fast-photo.pqm").read_bytes()
     photo, alpha = bitstream.parse(good), made["alpha-png.pqm"]
     assert photo.token_check is not None
     png, webp = bitstream.parse(alpha).alpha, bitstream.parse(made["alpha-webp.pqm"]).alpha
@@ -151,9 +153,11 @@ def bad_files(made: dict[str, bytes]) -> dict[str, bytes]:
         "another-model.pqm": bitstream.pack(replace(photo, model_id=bytes.fromhex("c0ffee01"))),
         "empty.pqm": b"",
         "no-pqm.pqm": b"GIF89a",
-        "version.pqm": good[:4] + b"\x30" + good[5:],
+        "version.pqm": good[:4] + b"\x40" + good[5:],
+        "earlier.pqm": good[:4] + b"\x20" + good[5:],
+        "earlier-mini.pqm": b"\x8dp\x10" + bytes(20),
         "cut-by-accident.pqm": good[:-7],
-        "no-such-level.pqm": bitstream.pack(replace(photo, level=15)),
+        "no-such-level.pqm": bitstream.pack(replace(photo, level=63)),
         "huge.pqm": bitstream.pack(replace(photo, width=1 << 21, height=1 << 21)),
         "other-payload.pqm": bitstream.pack(replace(photo, payload=bytes(changed))),
         "longer-payload.pqm": bitstream.pack(replace(photo, payload=photo.payload + b"\x01")),
@@ -179,13 +183,20 @@ def picture_file(grey: np.ndarray, kind: str) -> bytes:
 
 
 def other_models(weights: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """Changed forms of the small model by name, as `configure` of web/ wants them."""
-    model_id = read_metadata(find_model("small"))["model_id"]
+    """Changed forms of the token model by name, as `configure` of web/ wants them."""
+    path = find_model("photo")
+    model_id = read_metadata(path, MODEL_FORMAT)["model_id"]
+
+    def decoder(name: str) -> dict[str, Any]:
+        data = (weights.parent / f"photo-{name}.pqmw").read_bytes()
+        facts = {"bytes": len(data), "crc32": zlib.crc32(data)}
+        return {"name": "fast", "id": name, "url": f"/dist/weights/photo-{name}.pqmw", **facts}
 
     def source(name: str, data: bytes) -> dict[str, Any]:
         (folder / f"{name}.pqmw").write_bytes(data)
         facts = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        return {"name": name, "id": model_id, "url": f"/files/{name}.pqmw", **facts}
+        source = {"name": name, "id": model_id, "url": f"/files/{name}.pqmw", **facts}
+        return {**source, "decoders": [decoder("fast")]}
 
     def changed(change: Callable[[dict[str, Any]], None]) -> bytes:
         content = gzip.decompress(weights.read_bytes())
@@ -205,10 +216,14 @@ def other_models(weights: Path, folder: Path) -> dict[str, dict[str, Any]]:
     def spoil_answers(metadata: dict[str, Any]) -> None:
         metadata["answers"]["feed.3"] ^= 1
 
+    def change_id(metadata: dict[str, Any]) -> None:
+        metadata["model_id"] = "00000000"
+
     whole = weights.read_bytes()
     return {
         "one-kernel-is-wrong": source("one-kernel-is-wrong", changed(spoil_one_kernel)),
         "no-kernel-is-right": source("no-kernel-is-right", changed(spoil_answers)),
+        "another-id": source("another-id", changed(change_id)),
         "damaged": {**source("damaged", whole), "crc32": 1},
         "longer": {**source("longer", whole), "bytes": 1000},
         "missing": {**source("missing", whole), "url": "/files/missing"},
@@ -220,9 +235,9 @@ def other_models(weights: Path, folder: Path) -> dict[str, dict[str, Any]]:
 def test_golden_files(run: Run, name: str) -> None:
     facts, golden = run.outcome("files")[name], read_golden()[name]
     assert facts["tokenHash"] == golden["tokens"]
-    assert facts["model"] == golden["model"]
+    assert (facts["model"], facts["decoder"]) == (golden["model"], "fast")
     assert (facts["width"], facts["height"]) == (golden["width"], golden["height"])
-    assert_same_picture(run, name, run.codecs[golden["model"]])
+    assert_same_picture(run, name, run.codecs["fast"])
     if golden["alpha"] is not None:
         assert hashlib.sha256(run.pixels(name)[:, :, 3].tobytes()).hexdigest() == golden["alpha"]
 
@@ -230,7 +245,7 @@ def test_golden_files(run: Run, name: str) -> None:
 @pytest.mark.parametrize("name", MADE_NAMES)
 def test_other_files(run: Run, name: str) -> None:
     facts = run.outcome("files")[name]
-    codec, data = run.codecs["small"], (run.folder / name).read_bytes()
+    codec, data = run.codecs["fast"], (run.folder / name).read_bytes()
     assert facts["tokenHash"] == codec.token_hash(data)
     assert facts["inventedShare"] == pytest.approx(codec.decode_with_report(data).invented_share, abs=1e-12)
     assert_same_picture(run, name, codec)
@@ -249,7 +264,7 @@ def assert_same_picture(run: Run, name: str, codec: Codec) -> None:
 def test_bad_files(run: Run, name: str) -> None:
     facts = run.outcome("files")[name]
     with pytest.raises(PqmimError) as raised:
-        run.codecs["small"].decode((run.folder / name).read_bytes())
+        run.codecs["fast"].decode((run.folder / name).read_bytes())
     assert facts["error"] == type(raised.value).__name__
     # What follows is how Pillow says it, or advice for the command line.
     right = str(raised.value).split("decoded:")[0].split(" (run")[0]
@@ -270,15 +285,15 @@ def test_progress(run: Run) -> None:
     first = run.outcome("weightsAreFetchedOnce")["first"]["stages"]
     assert [stage["stage"] for stage in first] == ["weights", "tokens", "picture"]
     assert all(stage["done"] == stage["total"] for stage in first)
-    later = run.outcome("files")["small-photo.pqm"]["stages"]
+    later = run.outcome("files")["fast-photo.pqm"]["stages"]
     assert [stage["stage"] for stage in later] == ["tokens", "picture"]
     assert later[0] == {"stage": "tokens", "done": 80 * 48 * 32, "total": 80 * 48 * 32}
 
 
 def test_weights_are_fetched_once(run: Run) -> None:
     outcome = run.outcome("weightsAreFetchedOnce")
-    assert outcome["fetched"] == ["/dist/weights/small.pqmw"]
-    assert outcome["keys"] == 1
+    assert outcome["fetched"] == ["/dist/weights/photo.pqmw", "/dist/weights/photo-fast.pqmw"]
+    assert outcome["keys"] == 2
     assert outcome["second"]["tokenHash"] == outcome["first"]["tokenHash"]
 
 
@@ -291,11 +306,11 @@ def test_page_stays_responsive(run: Run) -> None:
 def test_threads_give_the_same_tokens(run: Run) -> None:
     outcome = run.outcome("threads")
     assert outcome["isIsolated"] is True
-    assert outcome["outcome"]["tokenHash"] == read_golden()["small-crop-q60.pqm"]["tokens"]
+    assert outcome["outcome"]["tokenHash"] == read_golden()["fast-crop-q60.pqm"]["tokens"]
 
 
 def test_package_on_another_origin(run: Run) -> None:
-    assert run.outcome("fromAnotherOrigin")["tokenHash"] == read_golden()["small-odd.pqm"]["tokens"]
+    assert run.outcome("fromAnotherOrigin")["tokenHash"] == read_golden()["fast-odd.pqm"]["tokens"]
 
 
 def test_page_without_https(run: Run) -> None:
@@ -317,14 +332,15 @@ def test_alpha_by_way_of_a_canvas(run: Run) -> None:
 def test_kernel_that_is_not_exact_is_not_used(run: Run) -> None:
     outcome = run.outcome("otherModels")["one-kernel-is-wrong"]
     assert outcome["kernel"] == "float32"
-    assert outcome["tokenHash"] == read_golden()["small-odd.pqm"]["tokens"]
-    assert run.outcome("files")["small-odd.pqm"]["kernel"] == "qgemm"
+    assert outcome["tokenHash"] == read_golden()["fast-odd.pqm"]["tokens"]
+    assert run.outcome("files")["fast-odd.pqm"]["kernel"] == "qgemm"
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("no-kernel-is-right", "this browser does not compute exact products, so it cannot decode the file"),
+        ("another-id", "the decoder fast is for another token model than another-id"),
         ("damaged", "the weights of damaged are damaged or of another version"),
         ("longer", "the weights of longer cannot be fetched: longer than it should be"),
         ("missing", "the weights of missing cannot be fetched: status 404"),
@@ -333,6 +349,18 @@ def test_kernel_that_is_not_exact_is_not_used(run: Run) -> None:
 )
 def test_models_that_cannot_be_used(run: Run, name: str, message: str) -> None:
     assert run.outcome("otherModels")[name] == {"error": "ModelError", "message": message}
+
+
+def test_another_decoder_makes_another_picture_of_the_same_tokens(run: Run) -> None:
+    outcome, name = run.outcome("otherDecoders"), "fast-odd.pqm"
+    assert outcome["fine"]["decoder"] == "fine"
+    assert outcome["fine"]["tokenHash"] == read_golden()[name]["tokens"]
+    pixels = np.fromfile(run.folder / "fine.rgba", np.uint8).reshape(run.pixels(name).shape)
+    right = np.asarray(run.codecs["fine"].decode((run.folder / name).read_bytes()).convert("RGBA"))
+    assert np.abs(pixels.astype(int) - right).max() <= 1
+    assert not np.array_equal(pixels, run.pixels(name))
+    message = "slow: no such decoder (photo has fast, fine)"
+    assert outcome["slow"] == {"error": "ModelError", "message": message}
 
 
 def test_limit_on_pixels(run: Run) -> None:
@@ -348,7 +376,7 @@ def test_element(run: Run) -> None:
     assert picture["heard"] == ["progress", "load"]
     assert (picture["complete"], picture["naturalWidth"], picture["naturalHeight"]) == (True, 131, 97)
     assert picture["label"] == "trees"
-    assert picture["pixel"] == run.pixels("small-odd.pqm")[5, 5].tolist()
+    assert picture["pixel"] == run.pixels("fast-odd.pqm")[5, 5].tolist()
     assert outcome["damaged"]["heard"] == ["error"]
     assert outcome["damaged"]["message"] == "checksum mismatch: the file is damaged or cut short"
     assert outcome["damaged"]["complete"] is False
@@ -358,7 +386,7 @@ def test_element(run: Run) -> None:
 
 def test_demo_page(run: Run) -> None:
     outcome = run.outcome("demo")
-    assert outcome["hash"] == read_golden()["small-odd.pqm"]["tokens"]
+    assert outcome["hash"] == read_golden()["fast-odd.pqm"]["tokens"]
     assert outcome["picture"] == "131 x 97 pixels"
     assert outcome["error"] == "damaged.pqm: checksum mismatch: the file is damaged or cut short"
 

@@ -62,9 +62,9 @@ def checksums(rng: np.random.Generator) -> Iterator[Case]:
 
 def containers(rng: np.random.Generator) -> Iterator[bytes]:
     """Files of all forms, whole and damaged, and damaged ones whose checksum fits."""
-    base = Container(60, 19, bytes.fromhex("c0ffee01"), 9, 2, bytes.fromhex("effedf"), token_check=0x23AD)
+    base = Container(60, 19, bytes.fromhex("c0ffee01"), 40, 2, bytes.fromhex("effedf"), token_check=0x23AD)
     mini = replace(base, level=2, scale=1)
-    long = mini.__class__(70_000, 1, base.model_id, 7, 8, rng.bytes(1025), token_check=1)
+    long = mini.__class__(70_000, 1, base.model_id, 31, 8, rng.bytes(1025), token_check=1)
     several = [base, mini, long, replace(base, alpha=rng.bytes(150)), replace(mini, is_partial=True, token_check=None)]
     several += [replace(mini, metadata=b"facts"), replace(base, alpha=b"\0", metadata=rng.bytes(200))]
     several.append(replace(base, is_partial=True, token_check=None, payload=b"", width=1 << 21, height=1 << 21))
@@ -74,12 +74,15 @@ def containers(rng: np.random.Generator) -> Iterator[bytes]:
     yield from (
         b"",
         b"\x8d",
+        b"\x8dm",
         b"\x8dp",
+        b"\x8dp\x10" + bytes(9),
+        b"\x8dPQ\n\x20" + bytes(20),
         b"\x8dPQ\n",
         b"\x8dPQ",
         b"PNG",
         b"\x8dPQX1234567890123",
-        b"\x8dp\x40" + bytes(9),
+        b"\x8dm\x40" + bytes(9),
     )
     for data in packed:
         yield data + b"\0"
@@ -93,7 +96,7 @@ def containers(rng: np.random.Generator) -> Iterator[bytes]:
 
 def with_checksum(data: bytes) -> bytes:
     """A file with its checksum made to fit."""
-    is_mini = data[:2] == b"\x8dp"
+    is_mini = data[:2] == b"\x8dm"
     body = data[: -2 if is_mini else -4]
     if is_mini:
         return body + (binascii.crc_hqx(body, 0xFFFF) ^ 0xFFFF).to_bytes(2, "big")

@@ -1,10 +1,11 @@
-"""Make the weights that the page loads from model files of pqmim.
+"""Make the weights that the page loads from token models and decoders of pqmim.
 
     python web/scripts/make_weights.py [MODEL...] [--kernels KERNEL...]
 
-A model is the name of a shipped one or a path; without any, all shipped ones. What decoding does not need is left out,
-what is needed is written to web/dist/weights/NAME.pqmw: safetensors, compressed with gzip, with the answers of NumPy to
-known questions, by which the page sees that its arithmetic is exact. web/src/models.ts then names the models.
+A model is the name of a shipped token model or a path; without any, all shipped ones. Its decoders are those that lie
+beside it. What decoding does not need is left out, what is needed is written to web/dist/weights, MODEL.pqmw and
+MODEL-DECODER.pqmw: safetensors, compressed with gzip, with the answers of NumPy to known questions, by which the page
+sees that its arithmetic is exact. web/src/models.ts then names them.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from pqmim.decoder_files import DecoderFile, decoders_beside, load_decoder
 from pqmim.entropy_kernels import ZERO
 from pqmim.entropy_weights import check_entropy_weights
 from pqmim.exact_numpy import NumpyParts
 from pqmim.fixed_point import RESIDUAL_MAX
 from pqmim.grid_plan import OUTSIDE
-from pqmim.model_files import ModelFile, find_model, load_model, shipped_models
+from pqmim.model_files import Graph, ModelFile, find_model, load_model, shipped_models
 
 WEB = Path(__file__).resolve().parent.parent
-FORMAT = "pqmim web model 1"
+FORMAT = "pqmim web model 2"
 KERNELS = ("qgemm", "float32")
 """In the order in which the page tries them."""
 NOT_NEEDED = ("tokenizer.analysis.", "tokenizer.quantizer.prior_logits", "tokenizer.quantizer.level_log_w")
@@ -51,19 +53,16 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for name in names:
-        model = load_model(find_model(name))
-        content = web_model(model, options.kernels)
-        compressed = gzip.compress(content, 9, mtime=0)
-        (folder / f"{model.name}.pqmw").write_bytes(compressed)
-        print(f"{model.name}.pqmw  {len(content):,} B, {len(compressed):,} B with gzip")
+        path = find_model(name)
+        model = load_model(path)
+        entry = write_weights(folder, model.name, model.name, model.model_id, web_model(model, options.kernels))
+        decoders = []
+        for found in decoders_beside(path):
+            decoder = load_decoder(found.path)
+            file = f"{model.name}-{decoder.name}"
+            decoders.append(write_weights(folder, file, decoder.name, decoder.decoder_id, web_decoder(decoder)))
         entries.append(
-            "  {\n"
-            f'    name: "{model.name}",\n'
-            f'    id: "{model.model_id.hex()}",\n'
-            f'    url: new URL("./weights/{model.name}.pqmw", import.meta.url).href,\n'
-            f"    bytes: {len(compressed)},\n"
-            f"    crc32: {zlib.crc32(compressed)},\n"
-            "  },\n"
+            f"  {{ {entry}, decoders: [\n" + "".join(f"    {{ {text} }},\n" for text in decoders) + "  ] },\n"
         )
     (WEB / "src" / "models.ts").write_text(
         "/** Written by scripts/make_weights.py. */\n\n"
@@ -72,8 +71,44 @@ def main() -> None:
     )
 
 
+def write_weights(folder: Path, file: str, name: str, identity: bytes, content: bytes) -> str:
+    """Write a file; returns what models.ts says of it."""
+    compressed = gzip.compress(content, 9, mtime=0)
+    (folder / f"{file}.pqmw").write_bytes(compressed)
+    print(f"{file}.pqmw  {len(content):,} B, {len(compressed):,} B with gzip")
+    url = f'new URL("./weights/{file}.pqmw", import.meta.url).href'
+    facts = {"name": f'"{name}"', "id": f'"{identity.hex()}"', "url": url, "bytes": len(compressed)}
+    return ", ".join(f"{key}: {value}" for key, value in (facts | {"crc32": zlib.crc32(compressed)}).items())
+
+
+def web_decoder(decoder: DecoderFile) -> bytes:
+    """What the page needs of a decoder, as safetensors."""
+    graphs = {"synthesis": decoder.graphs["synthesis"]}
+    metadata = {
+        "format": FORMAT,
+        "name": decoder.name,
+        "model_id": decoder.token_model.hex(),
+        "config": {"margin": decoder.config.margin},
+        "graphs": placed(graphs),
+    }
+    return saved(dict(decoder.tensors), graphs, metadata)
+
+
+def saved(tensors: Arrays, graphs: dict[str, Graph], metadata: dict[str, Any]) -> bytes:
+    tensors = tensors | {f"graph.{name}": np.frombuffer(graph.model, np.uint8) for name, graph in graphs.items()}
+    return safetensors.numpy.save(tensors, {"pqmim": json.dumps(metadata, separators=(",", ":"))})
+
+
+def placed(graphs: dict[str, Graph]) -> dict[str, list[tuple[str, int]]]:
+    """Tensors of each graph, and where it expects them in its external data, bytes."""
+    return {
+        name: [(graph.weights[weight], offset) for weight, offset in offsets(graph.model).items()]
+        for name, graph in graphs.items()
+    }
+
+
 def web_model(model: ModelFile, kernels: Sequence[str]) -> bytes:
-    """What the page needs of a model, as safetensors.
+    """What the page needs of a token model, as safetensors.
 
     Raises:
         ModelError: a weight is missing or out of bounds.
@@ -82,29 +117,21 @@ def web_model(model: ModelFile, kernels: Sequence[str]) -> bytes:
     bounds = model.tensors["tokenizer.quantizer.boundaries_tensor"].tolist()
     runs = [slice(begin, end) for begin, end in pairwise(bounds)]
     check_entropy_weights(model.tensors, config.entropy, runs, quantizer.num_codewords)
-    needed = {"embed", "frequencies", "synthesis", *kernels}
+    needed = {"embed", "frequencies", *kernels}
     graphs = {name: graph for name, graph in model.graphs.items() if name.partition("/")[0] in needed}
     tensors: Arrays = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(NOT_NEEDED)}
-    tensors |= {f"graph.{name}": np.frombuffer(graph.model, np.uint8) for name, graph in graphs.items()}
     question = known_question(model)
     tensors |= {f"question.{name}": tensor for name, tensor in question.items()}
     metadata = {
         "format": FORMAT,
         "name": model.name,
         "model_id": model.model_id.hex(),
-        "config": {
-            "margin": config.tokenizer.autoencoder.margin,
-            "num_codewords": quantizer.num_codewords,
-            **config.entropy.as_dict(),
-        },
+        "config": {"num_codewords": quantizer.num_codewords, **config.entropy.as_dict()},
         "kernels": kernels,
-        "graphs": {
-            name: [(graph.weights[weight], offset) for weight, offset in offsets(graph.model).items()]
-            for name, graph in graphs.items()
-        },
+        "graphs": placed(graphs),
         "answers": dict(known_answers(model, question)),
     }
-    return safetensors.numpy.save(tensors, {"pqmim": json.dumps(metadata, separators=(",", ":"))})
+    return saved(tensors, graphs, metadata)
 
 
 def offsets(graph: bytes) -> dict[str, int]:

@@ -28,8 +28,9 @@ const sizes = (paths) => {
 console.table({
   "modules of this package": sizes(MODULES),
   runtime: sizes(RUNTIME.map((name) => `runtime/${name}`)),
-  "weights of small": sizes(["weights/small.pqmw"]),
-  "weights of base": sizes(["weights/base.pqmw"]),
+  "weights of photo": sizes(["weights/photo.pqmw"]),
+  "weights of its decoder fast": sizes(["weights/photo-fast.pqmw"]),
+  "weights of its decoder fine": sizes(["weights/photo-fine.pqmw"]),
 });
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"] });

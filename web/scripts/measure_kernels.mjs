@@ -1,4 +1,4 @@
-// Says which kernels are exact in headless Chromium and how fast they are, for the kernels of dist/weights/small.pqmw.
+// Says which kernels are exact in headless Chromium and how fast they are, for the kernels of dist/weights/photo.pqmw.
 //
 //     python web/scripts/make_weights.py --kernels qgemm qgemm-s8 matmulinteger float32
 //     node web/scripts/measure_kernels.mjs CHROMIUM
@@ -17,11 +17,11 @@ await page.goto(`${server.origin}/empty.html`);
 const table = await page.evaluate(async () => {
   const { startRuntime } = await import("/dist/session.js");
   const { SHIPPED_MODELS } = await import("/dist/models.js");
-  const { loadModel } = await import("/dist/weights.js");
+  const { loadWeights } = await import("/dist/weights.js");
   const { EntropyNetwork } = await import("/dist/entropyNetwork.js");
   startRuntime(1);
-  const model = await loadModel(
-    SHIPPED_MODELS.find(({ name }) => name === "small"),
+  const model = await loadWeights(
+    SHIPPED_MODELS.find(({ name }) => name === "photo"),
     () => {},
   );
   const networks = {};

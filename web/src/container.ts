@@ -29,12 +29,15 @@ export interface Container {
 }
 
 const MAGIC = [0x8d, 0x50, 0x51, 0x0a];
-const MINI_MAGIC = [0x8d, 0x70];
-const VERSION = 2;
+const MINI_MAGIC = [0x8d, 0x6d];
+const VERSION = 3;
+const EARLIER_MINI_MAGIC = [0x8d, 0x70];
+const EARLIER_VERSION = 2;
+const MADE_EARLIER = "made by pqmim 0.2 or 0.3, whose files only these releases read";
 const MAX_DIMENSION = 1 << 21;
 const MAX_ALPHA_BYTES = (1 << 28) - 1;
 const MAX_METADATA_BYTES = 1 << 22;
-const MINI_MAX_LEVEL = 7;
+const MINI_MAX_LEVEL = 31;
 const MINI_MAX_PAYLOAD = 1024;
 const MIN_BYTES = 16;
 const MINI_MIN_BYTES = 9;
@@ -89,17 +92,18 @@ export function parseContainer(data: Uint8Array): Container {
 
 function readForm(data: Uint8Array): Form {
   if (data.length === 0) throw new PqmError("NotAPqmFileError", "the file is empty");
-  const magic = [MINI_MAGIC, MAGIC].find((bytes) => bytes.every((byte, i) => i >= data.length || data[i] === byte));
+  const begins = (bytes: readonly number[]) => bytes.every((byte, i) => i >= data.length || data[i] === byte);
+  const magic = [MINI_MAGIC, EARLIER_MINI_MAGIC, MAGIC].find(begins);
   if (magic === undefined) throw new PqmError("NotAPqmFileError", "not a .pqm file");
   if (data.length <= magic.length) {
     throw new PqmError("TruncatedFileError", `the file ends after ${data.length} bytes`);
   }
   const byte = data[magic.length];
+  const version = byte >> 4;
+  if (magic === EARLIER_MINI_MAGIC || (magic === MAGIC && version === EARLIER_VERSION)) throw unsupported(MADE_EARLIER);
   if (magic === MINI_MAGIC) {
-    if (byte >> 6) throw unsupported(`mini form ${byte >> 6}; a newer release may read this file`);
     return { isMini: true, isPartial: (byte & 1) === 1, hasAlpha: false, hasMetadata: false };
   }
-  const version = byte >> 4;
   const flags = byte & 0b1111;
   if (version !== VERSION) throw unsupported(`format version ${version}; this release reads version ${VERSION}`);
   if (flags & ~(FLAG_PARTIAL | FLAG_ALPHA | FLAG_METADATA)) {
@@ -120,15 +124,14 @@ function readHeader(
   if (form.isMini) {
     const settings = fields.take(MINI_MAGIC.length + 1)[MINI_MAGIC.length];
     logScale = (settings >> 1) & 0b11;
-    level = (settings >> 3) & 0b111;
+    level = settings >> 3;
     modelId = hex(fields.take(2));
   } else {
     fields.take(MAGIC.length + 1);
     modelId = hex(fields.take(4));
     const settings = fields.take(1)[0];
-    if (settings >> 6) throw unsupported(`unknown settings ${binary(settings, 8)}; a newer release may read this file`);
-    logScale = settings >> 4;
-    level = settings & 0b1111;
+    logScale = settings >> 6;
+    level = settings & 0b111111;
   }
   const width = fields.varint(MAX_DIMENSION - 1) + 1;
   const height = fields.varint(MAX_DIMENSION - 1) + 1;

@@ -5,11 +5,12 @@ import { parseContainer } from "./container.js";
 import { EntropyModel } from "./entropyModel.js";
 import { PqmError } from "./errors.js";
 import { expectedLatent } from "./fill.js";
+import type { DecoderConfig, ModelConfig } from "./modelFile.js";
 import { ProductQuantizer } from "./quantizer.js";
 import { resize } from "./resize.js";
 import { STRIDE, Synthesis, type Pixels } from "./synthesis.js";
 import { readTokens } from "./tokenGrid.js";
-import { loadModel, modelOf, type ModelSource } from "./weights.js";
+import { decoderOf, loadWeights, modelOf, type ModelSource, type WeightsSource } from "./weights.js";
 
 /** Stage that is being worked on, and how far it has come: bytes, tokens, or tiles of the picture. */
 export interface Progress {
@@ -27,8 +28,9 @@ export interface Decoded {
   readonly tokenShape: readonly [number, number, number];
   /** Share of the tokens that were not in the file and were filled, 0 to 1. */
   readonly inventedShare: number;
-  /** Name of the model. */
+  /** Names of the token model and of the decoder. */
   readonly model: string;
+  readonly decoder: string;
   /** How integer products were computed. */
   readonly kernel: string;
   /** Milliseconds: preparing the model, if it was not ready; reading the tokens; drawing the picture. */
@@ -38,30 +40,35 @@ export interface Decoded {
 /** The value of a token that the file does not hold. */
 const UNKNOWN = 0xffff;
 
-/** The networks of a model, ready to run. */
+/** The networks of a token model and a decoder, ready to run. */
 interface Networks {
   readonly entropy: EntropyModel;
   readonly quantizer: ProductQuantizer;
   readonly synthesis: Synthesis;
 }
 
-/** Decodes files of any known model; each model is loaded when the first file asks for it. */
+/** Decodes files of any known token model; each is loaded, with its decoder, when the first file asks for it. */
 export class Decoder {
   readonly #networks = new Map<string, Networks>();
 
-  constructor(private readonly models: readonly ModelSource[]) {}
+  /** @param decoder name of the decoder that makes the pictures. */
+  constructor(
+    private readonly models: readonly ModelSource[],
+    private readonly decoder: string,
+  ) {}
 
   /** Decode a file; throws a `PqmError`. One at a time. */
   async decode(data: Uint8Array, maxPixels: number, watch: (progress: Progress) => void): Promise<Decoded> {
     const container = parseContainer(data);
     const { width, height, level, scale } = container;
     const source = modelOf(container.modelId, this.models);
+    const decoder = decoderOf(this.decoder, source);
     if (width * height > maxPixels) {
       const limit = maxPixels.toLocaleString("en-US");
       throw new PqmError("LimitError", `${width} x ${height} pixels are above the limit of ${limit}`);
     }
     const start = performance.now();
-    const networks = await this.#load(source, watch);
+    const networks = await this.#load(source, decoder, watch);
     const { entropy, quantizer, synthesis } = networks;
     if (level >= entropy.numLevels) {
       throw new PqmError("DamagedFileError", `level ${level} does not exist in this model`);
@@ -88,19 +95,31 @@ export class Decoder {
       tokenShape: [entropy.numSubquantizers, rows, columns],
       inventedShare: 1 - numKnown / total,
       model: source.name,
+      decoder: decoder.name,
       kernel: entropy.kernel,
       times: { model: loaded - start, tokens: read - loaded, picture: performance.now() - read },
     };
   }
 
-  async #load(source: ModelSource, watch: (progress: Progress) => void): Promise<Networks> {
+  async #load(
+    source: ModelSource,
+    decoder: WeightsSource,
+    watch: (progress: Progress) => void,
+  ): Promise<Networks> {
     let networks = this.#networks.get(source.id);
     if (networks === undefined) {
-      const model = await loadModel(source, (done) => watch({ stage: "weights", done, total: source.bytes }));
+      const total = source.bytes + decoder.bytes;
+      const model = await loadWeights<ModelConfig>(source, (done) => watch({ stage: "weights", done, total }));
+      const pictures = await loadWeights<DecoderConfig>(decoder, (done) =>
+        watch({ stage: "weights", done: source.bytes + done, total }),
+      );
+      if (pictures.metadata.model_id !== model.metadata.model_id) {
+        throw new PqmError("ModelError", `the decoder ${decoder.name} is for another token model than ${source.name}`);
+      }
       networks = {
         entropy: await EntropyModel.create(model),
         quantizer: new ProductQuantizer(model),
-        synthesis: await Synthesis.create(model),
+        synthesis: await Synthesis.create(pictures),
       };
       this.#networks.set(source.id, networks);
     }

@@ -4,7 +4,7 @@
  *     import * as pqmim from "pqmim";
  *     const image = await pqmim.decode(bytes);
  *
- * The work is done by a worker, which starts with the first picture and fetches the weights of its model.
+ * The work is done by a worker, which starts with the first picture and fetches the weights of its token model and of a decoder.
  */
 
 import { parseContainer, type Container } from "./container.js";
@@ -13,10 +13,10 @@ import { PqmError, type PqmErrorName } from "./errors.js";
 import { SHIPPED_MODELS } from "./models.js";
 import type { Reply, Request, Start } from "./protocol.js";
 import { littleEndian } from "./tokenGrid.js";
-import type { ModelSource } from "./weights.js";
+import type { ModelSource, WeightsSource } from "./weights.js";
 
 export { PqmError, SHIPPED_MODELS };
-export type { ModelSource, PqmErrorName, Progress };
+export type { ModelSource, PqmErrorName, Progress, WeightsSource };
 
 /** A file's bytes, or what holds them. */
 export type Source = ArrayBuffer | Uint8Array | Blob;
@@ -40,11 +40,14 @@ export type Header = Omit<Container, "payload" | "alpha" | "tokenCheck" | "metad
 export interface Settings {
   /** Threads that share the work; more than one needs a page that is cross-origin isolated. */
   readonly threads?: number;
-  /** Models beside the shipped ones, or shipped ones at other addresses. */
+  /** Token models beside the shipped ones, or shipped ones at other addresses. */
   readonly models?: readonly ModelSource[];
+  /** Name of the decoder that makes the pictures: "fast", which it is unless given, or "fine". */
+  readonly decoder?: string;
 }
 
 const MAX_PIXELS = 100_000_000;
+const DEFAULT_DECODER = "fast";
 /** Threads wait by spinning: as many as there are cores would take them from everything else. */
 const MAX_THREADS = 4;
 
@@ -124,16 +127,19 @@ function startWorker(): Worker {
     worker = undefined;
   };
   const start: Start = {
-    models: [...(settings.models ?? []).map(atAbsoluteUrl), ...SHIPPED_MODELS],
+    models: [...(settings.models ?? []).map(atAbsoluteUrls), ...SHIPPED_MODELS],
+    decoder: settings.decoder ?? DEFAULT_DECODER,
     threads: globalThis.crossOriginIsolated ? (settings.threads ?? defaultThreads()) : 1,
   };
   started.postMessage(start);
   return started;
 }
 
-/** An address may be relative to the page, of which the worker knows nothing. */
-function atAbsoluteUrl(model: ModelSource): ModelSource {
-  return { ...model, url: new URL(model.url, location.href).href };
+/** Addresses may be relative to the page, of which the worker knows nothing. */
+function atAbsoluteUrls(model: ModelSource): ModelSource {
+  const absolute = (url: string) => new URL(url, location.href).href;
+  const decoders = model.decoders.map((decoder) => ({ ...decoder, url: absolute(decoder.url) }));
+  return { ...model, url: absolute(model.url), decoders };
 }
 
 function newWorker(): Worker {

@@ -1,14 +1,14 @@
 /**
- * A model's weights and graphs, as scripts/make_weights.py writes them for the page: safetensors, whose metadata hold
- * the configuration, where each graph expects its weights, and the answers to known questions.
+ * Weights and graphs of a token model or a decoder, as scripts/make_weights.py writes them for the page: safetensors,
+ * whose metadata hold the configuration, where each graph expects its weights, and the answers to known questions.
  */
 
 import { PqmError } from "./errors.js";
 
-const FORMAT = "pqmim web model 1";
+const FORMAT = "pqmim web model 2";
 
+/** Of a token model. */
 export interface ModelConfig {
-  readonly margin: number;
   readonly num_codewords: number;
   readonly width: number;
   readonly num_layers: number;
@@ -20,11 +20,18 @@ export interface ModelConfig {
   readonly group_steps: readonly number[];
 }
 
-interface Metadata {
+/** Of a decoder. */
+export interface DecoderConfig {
+  /** Positions around a tile that matter to it. */
+  readonly margin: number;
+}
+
+interface Metadata<Config> {
   readonly format: string;
   readonly name: string;
+  /** Id of the token model that this is, or is for. */
   readonly model_id: string;
-  readonly config: ModelConfig;
+  readonly config: Config;
   readonly kernels: readonly string[];
   /** Graph -> (tensor, offset) of its weights; "{layer}" stands for the number of a layer. */
   readonly graphs: Readonly<Record<string, readonly (readonly [string, number])[]>>;
@@ -38,8 +45,11 @@ interface Entry {
   readonly data_offsets: readonly [number, number];
 }
 
-export class ModelFile {
-  readonly metadata: Metadata;
+export type ModelFile = WeightsFile<ModelConfig>;
+export type DecoderFile = WeightsFile<DecoderConfig>;
+
+export class WeightsFile<Config> {
+  readonly metadata: Metadata<Config>;
   readonly #entries: Readonly<Record<string, Entry>>;
   readonly #data: Uint8Array;
 

@@ -6,6 +6,8 @@ import type { ModelSource } from "./weights.js";
 /** The first message to the worker. */
 export interface Start {
   readonly models: readonly ModelSource[];
+  /** Name of the decoder that makes the pictures. */
+  readonly decoder: string;
   readonly threads: number;
 }
 

@@ -3,7 +3,7 @@
 import * as ort from "./runtime/ort.wasm.min.mjs";
 
 import { PqmError } from "./errors.js";
-import type { ModelFile } from "./modelFile.js";
+import type { WeightsFile } from "./modelFile.js";
 
 /** A tensor: what is in it, and its shape. */
 export type Value = readonly [data: Uint8Array | Int8Array | Int32Array | Float32Array, shape: readonly number[]];
@@ -30,17 +30,22 @@ export class Session {
   ) {}
 
   /**
-   * Prepare a graph of a model.
+   * Prepare a graph of a token model or a decoder.
    *
    * @param layer whose weights a graph that several layers share gets.
    * @param isExact whether the runtime must leave the arithmetic as the graph has it.
    */
-  static async create(model: ModelFile, graph: string, layer: number, isExact: boolean): Promise<Session> {
+  static async create<Config>(
+    file: WeightsFile<Config>,
+    graph: string,
+    layer: number,
+    isExact: boolean,
+  ): Promise<Session> {
     try {
-      const session = await ort.InferenceSession.create(model.bytes(`graph.${graph}`), {
+      const session = await ort.InferenceSession.create(file.bytes(`graph.${graph}`), {
         executionProviders: ["wasm"],
         graphOptimizationLevel: isExact ? "basic" : "all",
-        externalData: [{ path: "weights", data: model.weightsOf(graph, layer) }],
+        externalData: [{ path: "weights", data: file.weightsOf(graph, layer) }],
         // Both round differently from what a graph says. The graphs give them no occasion; this is a second lock.
         extra: isExact ? { optimization: { disable_specified_optimizers: "MatMulScaleFusion;DivMulFusion" } } : {},
       });

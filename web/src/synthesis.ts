@@ -1,6 +1,6 @@
 /** The synthesis transform on pictures of any size: tile by tile with a margin, in bounded memory. */
 
-import type { ModelFile } from "./modelFile.js";
+import type { DecoderFile } from "./modelFile.js";
 import { Session } from "./session.js";
 
 /** Pixels per side of a position. */
@@ -25,8 +25,8 @@ export class Synthesis {
     private readonly margin: number,
   ) {}
 
-  static async create(model: ModelFile): Promise<Synthesis> {
-    return new Synthesis(await Session.create(model, "synthesis", 0, false), model.metadata.config.margin);
+  static async create(decoder: DecoderFile): Promise<Synthesis> {
+    return new Synthesis(await Session.create(decoder, "synthesis", 0, false), decoder.metadata.config.margin);
   }
 
   /**

@@ -1,21 +1,26 @@
-/** Weights of a model: fetched once, kept in the browser's cache. */
+/** Weights of token models and decoders: fetched once, kept in the browser's cache. */
 
 import { crc32 } from "./checksums.js";
 import { PqmError } from "./errors.js";
-import { ModelFile } from "./modelFile.js";
+import { WeightsFile } from "./modelFile.js";
 
 const CACHE = "pqmim-weights";
 
-/** Where the weights of a model are; scripts/make_weights.py prints it. */
-export interface ModelSource {
+/** Where weights are; scripts/make_weights.py prints it. */
+export interface WeightsSource {
   readonly name: string;
-  /** Model id, hexadecimal, as files name it. */
+  /** Of the token model, as .pqm files name it, or of the decoder; hexadecimal. */
   readonly id: string;
   readonly url: string;
   /** Of the file, which is compressed with gzip. */
   readonly bytes: number;
   /** CRC-32 of the file. */
   readonly crc32: number;
+}
+
+/** A token model and its decoders. */
+export interface ModelSource extends WeightsSource {
+  readonly decoders: readonly WeightsSource[];
 }
 
 /** The model that decodes files with this id, or an id that begins so; else throws a `ModelMismatchError`. */
@@ -28,14 +33,27 @@ export function modelOf(id: string, models: readonly ModelSource[]): ModelSource
   return model;
 }
 
+/** The decoder of this name; else throws a `ModelError`. */
+export function decoderOf(name: string, model: ModelSource): WeightsSource {
+  const decoder = model.decoders.find((candidate) => candidate.name === name);
+  if (decoder === undefined) {
+    const names = model.decoders.map((candidate) => candidate.name).join(", ");
+    throw new PqmError("ModelError", `${name}: no such decoder (${model.name} has ${names || "none"})`);
+  }
+  return decoder;
+}
+
 /**
- * Load a model's weights from the cache, or fetch them.
+ * Load weights from the cache, or fetch them.
  *
  * Throws a `ModelError` if they cannot be fetched or are damaged.
  *
  * @param watch called with the number of bytes fetched so far.
  */
-export async function loadModel(source: ModelSource, watch: (bytes: number) => void): Promise<ModelFile> {
+export async function loadWeights<Config>(
+  source: WeightsSource,
+  watch: (bytes: number) => void,
+): Promise<WeightsFile<Config>> {
   const cache = await openCache();
   // Not the fetched URL: after an update of the package the same one holds other weights.
   const key = new URL(`?crc32=${source.crc32}`, source.url).href;
@@ -52,7 +70,7 @@ export async function loadModel(source: ModelSource, watch: (bytes: number) => v
     await cache.put(key, new Response(compressed)).catch(() => undefined); // no room: fetched again next time
   }
   const stream = new Blob([compressed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new ModelFile(new Uint8Array(await new Response(stream).arrayBuffer()));
+  return new WeightsFile(new Uint8Array(await new Response(stream).arrayBuffer()));
 }
 
 /** The browser's cache, which insecure and private pages do not have. */
@@ -64,7 +82,7 @@ async function openCache(): Promise<Cache | undefined> {
   }
 }
 
-async function fetchBytes(source: ModelSource, watch: (bytes: number) => void): Promise<Uint8Array<ArrayBuffer>> {
+async function fetchBytes(source: WeightsSource, watch: (bytes: number) => void): Promise<Uint8Array<ArrayBuffer>> {
   const bytes = new Uint8Array(source.bytes);
   let count = 0;
   try {

@@ -11,7 +11,7 @@ let queue: Promise<void> = Promise.resolve();
 self.onmessage = ({ data }: MessageEvent<Start | Request>) => {
   if ("models" in data) {
     startRuntime(data.threads);
-    decoder = new Decoder(data.models);
+    decoder = new Decoder(data.models, data.decoder);
   } else {
     queue = queue.then(() => answer(data));
   }

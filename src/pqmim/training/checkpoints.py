@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pqmim.config import AutoencoderConfig, TokenizerConfig
-from pqmim.decoder_files import SYNTHESIS_PREFIX, DecoderFile, check_fits, find_decoder, load_decoder
+from pqmim.decoder_files import (
+    SYNTHESIS_PREFIX,
+    DecoderFile,
+    check_fits,
+    faithful_file,
+    find_decoder,
+    load_decoder,
+)
 from pqmim.errors import ModelError, OutputError
 from pqmim.model_files import (
     DECODER_FORMAT,
@@ -175,9 +182,9 @@ def load_synthesis(path: Path) -> tuple[Synthesis, DecoderFile]:
     return synthesis.eval().to(memory_format=torch.channels_last), decoder  # type: ignore[call-overload]
 
 
-def load_any_synthesis(path: Path) -> tuple[Synthesis, bytes | None]:
-    """The synthesis of a decoder's file, of a token model's default decoder, or of a tokenizer, and the id of the
-    faithful decoder: its own, or that of the one it was fine-tuned from for realism.
+def load_any_synthesis(path: Path) -> tuple[Synthesis, Path | None]:
+    """The synthesis of a decoder's file, of a token model's default decoder, or of a tokenizer, and the file of
+    the faithful decoder: its own, or that of the one it was fine-tuned from for realism; None of a tokenizer.
 
     Raises:
         ModelError: missing, damaged, or none of these.
@@ -187,7 +194,7 @@ def load_any_synthesis(path: Path) -> tuple[Synthesis, bytes | None]:
     if read_metadata(path, TOKENIZER_FORMAT, DECODER_FORMAT)["format"] == TOKENIZER_FORMAT:
         return load_tokenizer(path)[0].synthesis, None
     synthesis, decoder = load_synthesis(path)
-    return synthesis, decoder.faithful or decoder.decoder_id
+    return synthesis, path if decoder.faithful is None else faithful_file(path, decoder)
 
 
 def token_model_id(path: Path) -> bytes | None:

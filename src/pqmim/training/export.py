@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim.config import ModelConfig, QualityRange, TokensConfig
-from pqmim.decoder_files import SYNTHESIS_PREFIX, compute_decoder_id
+from pqmim.config import ModelConfig, QualityRange, TokensConfig, TransformConfig
+from pqmim.decoder_files import SYNTHESIS_PREFIX, DecoderFile, compute_decoder_id, difference
 from pqmim.errors import ModelError, PqmimError
 from pqmim.exact_numpy import frequencies_of_logits
 from pqmim.fixed_point import (
@@ -46,11 +46,12 @@ from pqmim.model_files import (
     SUFFIX,
     compute_model_id,
     find_model,
+    load_file,
     load_model,
     read_metadata,
 )
 from pqmim.training.autoencoder import Analysis, Synthesis
-from pqmim.training.checkpoints import load_synthesis, load_tokenizer, stored, write_networks
+from pqmim.training.checkpoints import load_tokenizer, stored, write_networks
 from pqmim.training.entropy_graphs import entropy_graphs
 from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.layers import QuantizableLinear, TransformerLayer, quantize_weight
@@ -151,7 +152,7 @@ def save_decoder(
     token_model: bytes,
     facts: dict[str, Any],
     *,
-    faithful: bytes | None = None,
+    faithful: DecoderFile | None = None,
 ) -> bytes:
     """Write the file of a decoder, a trained synthesis for the tokens of one token model; returns the decoder's id.
 
@@ -162,12 +163,15 @@ def save_decoder(
         synthesis: in any precision; it is stored in half precision.
         token_model: id of the token model (`model_files.ModelFile.model_id`).
         facts: how it was made, for people; "description" is what `pqmim models` shows.
-        faithful: id of the decoder of the same shape that it was fine-tuned from for realism, if it was.
+        faithful: the decoder of the same shape that it was fine-tuned from for realism, if it was; the file holds the
+            difference, and must lie beside it.
 
     Raises:
         OutputError: it cannot be written.
     """
     config, weights = synthesis.config.as_dict(), stored(synthesis, SYNTHESIS_PREFIX)
+    if faithful is not None:
+        weights = difference(weights, faithful.tensors)
     decoder_id = compute_decoder_id(config, weights)
     metadata = {
         "format": DECODER_FORMAT,
@@ -178,7 +182,7 @@ def save_decoder(
         "facts": facts,
     }
     if faithful is not None:
-        metadata["faithful"] = faithful.hex()
+        metadata["faithful"] = faithful.decoder_id.hex()
     write_networks(path, metadata, weights, synthesis_graphs(synthesis))
     return decoder_id
 
@@ -194,10 +198,10 @@ def renew_graphs(source: Path, target: Path) -> bytes:
         OutputError: it cannot be written.
     """
     if read_metadata(source, MODEL_FORMAT, DECODER_FORMAT)["format"] == DECODER_FORMAT:
-        synthesis, decoder = load_synthesis(source)
-        return save_decoder(
-            target, decoder.name, synthesis, decoder.token_model, decoder.facts, faithful=decoder.faithful
-        )
+        metadata, weights, _, _ = load_file(source, DECODER_FORMAT)
+        shape = Synthesis(TransformConfig.from_dict(metadata["config"]))
+        write_networks(target, metadata, weights, synthesis_graphs(shape))
+        return bytes.fromhex(metadata["decoder_id"])
     model = load_model(source)
     analysis = Analysis(model.config.tokenizer.analysis)
     return _write_model(target, model.name, model.config.as_dict(), model.tensors, analysis, model.facts)
