@@ -181,11 +181,12 @@ class ExactEntropyModel:
             places = (step.begin, step.end, step.begin)
             _, output = self._first_layers(state, positions, queries, places, None, is_content=False)
         else:
-            if state.output is None:
-                state.content = None
-                state.output = Rows.empty(state.num_positions, self._config.width)
+            state.content = None
             output = self._later_layers(state, state.stream, step.group, positions)
-            state.output.put(positions, output)
+            if step.group < self.schedule.num_groups - 1:  # another group goes on from it
+                if state.output is None:
+                    state.output = Rows.empty(state.num_positions, self._config.width)
+                state.output.put(positions, output)
         return self._head(output.x, step.group)
 
     def reveal(self, state: EntropyState, step: Step, tokens: NDArray[np.int64]) -> None:
@@ -352,11 +353,11 @@ class ExactEntropyModel:
                 )
                 if is_content and self._config.is_last(layer):
                     break
-                rows = self._project(layer, rows, mixed)
+                rows = self._project(layer, rows, mixed, None if rows is before else rows)
             elif is_content and self._config.is_last(layer):
                 break
             seen = None if self._config.is_last(layer) else shown(content.for_feed, layer, rows)
-            rows = self._feed(state, layer, positions, rows, seen)
+            rows = self._feed(state, layer, positions, rows, seen, None if rows is before else rows)
         return before, rows
 
     def _room_for_keys_values(self, state: EntropyState, layer: int) -> Activations:
@@ -372,13 +373,15 @@ class ExactEntropyModel:
         def shown(rows: Rows) -> Activations:
             return np.concatenate([rows.x[:, half:], np.full((1, half), ZERO, np.uint8)])
 
+        start = rows
         for layer in self._config.layers_of(group):
             if self._config.has_attention(layer):
                 mixed = self._attend(state, layer, everywhere, rows.x, shown(rows), places, None, None, keeps=False)
-                rows = self._project(layer, rows, mixed)
+                rows = self._project(layer, rows, mixed, None if rows is start else rows)
             if self._config.is_last(layer):
-                return self._feed(state, layer, wanted, rows.take(wanted), None)
-            rows = self._feed(state, layer, everywhere, rows, shown(rows))
+                rows = rows.take(wanted)
+                return self._feed(state, layer, wanted, rows, None, rows)
+            rows = self._feed(state, layer, everywhere, rows, shown(rows), None if rows is start else rows)
         raise AssertionError("a group has a last layer")
 
     def _attend(
@@ -443,12 +446,18 @@ class ExactEntropyModel:
         place_of = window_of * num_queries + place - begin
         return lambda part: mixed[place_of[part]]
 
-    def _project(self, layer: int, rows: Rows, mixed: Callable[[slice], Activations]) -> Rows:
+    def _project(self, layer: int, rows: Rows, mixed: Callable[[slice], Activations], into: Rows | None) -> Rows:
         """Output of the attention of a layer, from what gives some of its rows."""
-        return self._rows(lambda part: self._parts.project(layer, rows.h[part], mixed(part)), len(rows.h))
+        return self._rows(lambda part: self._parts.project(layer, rows.h[part], mixed(part)), len(rows.h), into)
 
     def _feed(
-        self, state: EntropyState, layer: int, positions: Positions, rows: Rows, seen: Activations | None
+        self,
+        state: EntropyState,
+        layer: int,
+        positions: Positions,
+        rows: Rows,
+        seen: Activations | None,
+        into: Rows | None,
     ) -> Rows:
         """Feed-forward part of a layer, on channels of neighbors too or on each position's own."""
         neighbors = grid_plan(state.height, state.width, self._config.window).neighbors
@@ -457,7 +466,7 @@ class ExactEntropyModel:
             x = rows.x[part] if seen is None else gather(rows.x[part], seen, neighbors[positions[part]])
             return self._parts.feed(layer, rows.h[part], x)
 
-        return self._rows(feed, len(positions))
+        return self._rows(feed, len(positions), into)
 
     def _embed(self, group: int, h: Stream, sums: Stream) -> Rows:
         return self._rows(lambda part: self._parts.embed(group, h[part], sums[part]), len(h))
@@ -519,9 +528,11 @@ class ExactEntropyModel:
         bias = position_bias(table, side)[:, order[begin:end]]
         return np.ascontiguousarray(bias[:, :, order[:num_keys]])
 
-    def _rows(self, compute: Callable[[slice], tuple[Stream, Activations]], count: int) -> Rows:
-        """Run a part on all rows, in chunks."""
-        rows = Rows.empty(count, self._config.width)
+    def _rows(
+        self, compute: Callable[[slice], tuple[Stream, Activations]], count: int, into: Rows | None = None
+    ) -> Rows:
+        """Run a part on all rows, in chunks; the outcome may take the place of the rows that it is made of."""
+        rows = Rows.empty(count, self._config.width) if into is None else into
 
         def store(part: slice) -> None:
             rows.h[part], rows.x[part] = compute(part)
