@@ -105,11 +105,11 @@ class Bench:
         """(H, W, 3) uint8; what is missing is filled as likely."""
         return np.asarray(self.codec.decode(data))
 
-    def worth(self, photo: Photo, data: bytes) -> Row:
-        """Bytes, bits per pixel, share of the tokens that are there, PSNR and MS-SSIM (None below 161 pixels)."""
+    def worth(self, photo: Photo, data: bytes, keys: Sequence[str] = (PSNR, MS_SSIM)) -> Row:
+        """Bytes, bits per pixel, share of the tokens that are there, and metrics (MS-SSIM: None below 161 pixels)."""
         report = self.codec.decode_with_report(data)
         decoded = np.asarray(report.image)
-        metrics = {key: compute_metric(key, photo.pixels, decoded) for key in (PSNR, MS_SSIM)}
+        metrics = {key: compute_metric(key, photo.pixels, decoded) for key in keys}
         return {
             "bytes": len(data),
             "bpp": 8 * len(data) / photo.num_pixels,
@@ -140,9 +140,9 @@ def mean(rows: Iterable[Mapping[str, Any]], key: str) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def curve(name: str, points: Sequence[Sequence[Row]]) -> Curve:
+def curve(name: str, points: Sequence[Sequence[Row]], keys: Sequence[str] = (PSNR, MS_SSIM)) -> Curve:
     """A curve through the means over images at each point."""
-    means = {key: [mean(rows, key) for rows in points] for key in ("bpp", PSNR, MS_SSIM)}
+    means = {key: [mean(rows, key) for rows in points] for key in ("bpp", *keys)}
     known = {key: tuple(v for v in values if v is not None) for key, values in means.items() if None not in values}
     return Curve(name, "measured", "", known.pop("bpp"), known)
 

@@ -96,7 +96,7 @@ def encode(
         options: effort, regions and more; None = the defaults.
         model: name of a shipped token model, or path of one.
         decoder: whose pictures the encoder corrects: name of a decoder of the model, or its path; None = `fine`, if it
-            is there. The file is decoded by every decoder of the model.
+            is there, or `vivid` with `Tune.VIVID`. The file is decoded by every decoder of the model.
         device: "auto", "cpu" or "cuda"; the bytes are decodable on any of them.
 
     Returns:
@@ -107,7 +107,7 @@ def encode(
         ImageError: `image` cannot be read as an image.
         LimitError: it has more than `options.max_pixels` pixels, 100 million unless given.
         TargetError: the target cannot be met, and `options.strict`.
-        ModelError, ConfigError: the model, the decoder or the device cannot be used.
+        ModelError, ConfigError: the model, the decoder, the device or `Tune.VIVID` cannot be used.
     """
     _check_type("quality", quality, Real, "a number")
     _check_type("target_bytes", target_bytes, (Integral, type(None)), "a whole number or None")
@@ -118,8 +118,20 @@ def encode(
     _check_type("device", device, str, "a string")
     from pqmim.loaded import loaded_codec
 
+    judge = None
+    if options is not None and options.tune == Tune.VIVID:
+        from pqmim.perceptual.tuning import VIVID, require_vivid, vivid_judge
+
+        decoder = decoder or VIVID
+        require_vivid(model, decoder)
+        judge = vivid_judge()
     return loaded_codec(model, decoder, device=device).encode(
-        _readable(image), quality=quality, target_bytes=target_bytes, target_bpp=target_bpp, options=options
+        _readable(image),
+        quality=quality,
+        target_bytes=target_bytes,
+        target_bpp=target_bpp,
+        options=options,
+        judge=judge,
     )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pqmim.bitstream import Container, parse
 from pqmim.config import STRIDE
 from pqmim.decoder_files import DecoderFile, find_decoder, load_decoder
+from pqmim.distortion import DistortionOf
 from pqmim.errors import ImageError, LimitError, ModelError
 from pqmim.file_decoder import FileDecoder
 from pqmim.file_encoder import FileEncoder
@@ -21,7 +22,7 @@ from pqmim.image_io import ImageLike, Picture, load_mask, load_picture, to_pillo
 from pqmim.metadata import Metadata, unpack
 from pqmim.model_files import ModelFile, find_model, load_model
 from pqmim.networks import Networks
-from pqmim.options import DEFAULT_MODEL, MAX_PIXELS, EncodeOptions, Fill, FillOptions
+from pqmim.options import DEFAULT_MODEL, MAX_PIXELS, EncodeOptions, Fill, FillOptions, OnProgress
 from pqmim.quantizer import Tokens
 from pqmim.range_coding import TokenWriter
 from pqmim.token_coding import Frequencies, GivenTokens, TokenGrid, bits_table, code_tokens, token_bytes
@@ -113,6 +114,8 @@ class Codec:
         target_bytes: int | None = None,
         target_bpp: float | None = None,
         options: EncodeOptions | None = None,
+        judge: DistortionOf | None = None,
+        on_progress: OnProgress | None = None,
     ) -> bytes:
         """Compress an image.
 
@@ -123,6 +126,9 @@ class Codec:
             target_bytes: largest size of the file, at least 1. The file comes as near as it can.
             target_bpp: the same in bits per pixel of the image, above 0; not together with `target_bytes`.
             options: how; None = the defaults.
+            judge: what a search for `Tune.VIVID` judges decoded pictures by, such as
+                `pqmim.perceptual.tuning.vivid_judge()` loads; needed with it, of no other tune.
+            on_progress: told how far the encoding is.
 
         Returns:
             Content of a .pqm file. It is above the target only if no smaller file is possible, which is an error if
@@ -132,9 +138,12 @@ class Codec:
             ImageError: the input cannot be read.
             LimitError: more than `options.max_pixels` pixels.
             TargetError: the target cannot be met, and `options.strict`.
-            ValueError: an argument is out of range.
+            ValueError: an argument is out of range, or `Tune.VIVID` has no judge.
         """
-        return self._encoder.encode(image, quality, target_bytes, target_bpp, options or EncodeOptions()).data
+        options = options or EncodeOptions()
+        return self._encoder.encode(
+            image, quality, target_bytes, target_bpp, options, judge=judge, on_progress=on_progress
+        ).data
 
     def encode_tokens(self, image: ImageLike, *, quality: float = 50.0) -> NDArray[np.int64]:
         """The token grid (M, h, w) int64 that `encode` sends for an image; arguments and errors as there."""

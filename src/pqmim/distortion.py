@@ -33,14 +33,18 @@ def planes_of(pixels: NDArray[np.uint8]) -> Planes:
 
 
 class SquaredError:
-    """Sum of squared errors."""
+    """Sum of squared errors.
+
+    Attributes:
+        original: what pictures are compared with.
+    """
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._original = planes_of(pixels)
+        self.original = planes_of(pixels)
 
     def __call__(self, picture: Planes) -> tuple[float, Planes]:
         """See `Distortion`."""
-        error = picture - self._original
+        error = picture - self.original
         value = float(np.square(error, dtype=np.float64).sum())
         error *= 2
         return value, error

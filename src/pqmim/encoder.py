@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.config import STRIDE
-from pqmim.distortion import StructuralDissimilarity
+from pqmim.distortion import DistortionOf, StructuralDissimilarity
 from pqmim.networks import Networks
-from pqmim.options import EFFORTS, EncodeOptions, Region, Tune
+from pqmim.options import EFFORTS, EncodeOptions, OnProgress, Region, Tune
 from pqmim.quantizer import Latent, Tokens
 from pqmim.range_coding import TokenWriter
 from pqmim.search import search
-from pqmim.token_coding import STATIC_SHARE, Budget, PrefixWriter, RateDistortionChoice, code_tokens
+from pqmim.token_coding import STATIC_SHARE, Budget, PrefixWriter, RateDistortionChoice, TokenGrid, code_tokens
 
 CORRECTION_GAIN = 0.3
 """Share of the corrections, all together, that is added to the latent; chosen on the validation photos."""
@@ -60,6 +60,11 @@ class PictureEncoder:
         rgb: (H, W, 3) uint8.
         options: what concerns the tokens: effort, tune, keep.
         regions: in pixels of `rgb`.
+        judge: what a search for `Tune.VIVID` judges decoded pictures by; of no other tune.
+        on_progress: told how far an encoding is.
+
+    Raises:
+        ValueError: `Tune.VIVID` without a judge.
     """
 
     def __init__(
@@ -68,7 +73,12 @@ class PictureEncoder:
         rgb: NDArray[np.uint8],
         options: EncodeOptions,
         regions: Sequence[Region] = (),
+        *,
+        judge: DistortionOf | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
+        if options.tune == Tune.VIVID and judge is None:
+            raise ValueError("tune vivid needs a judge, such as pqmim.perceptual.tuning.vivid_judge() loads")
         self._networks = networks
         self._transforms = networks.transforms
         self._quantizer = networks.quantizer
@@ -78,10 +88,14 @@ class PictureEncoder:
         self._pixels = np.pad(rgb, padding, mode="edge")
         self._z = self._transforms.analyze(self._pixels)
         self._num_pixels = rgb.shape[0] * rgb.shape[1]
-        self._effort = EFFORTS[options.effort - 1]
-        self._is_searching = options.tune == Tune.MS_SSIM and self._effort.search_steps > 0
+        self._on_progress = on_progress
+        effort = EFFORTS[options.effort - 1]
+        self._num_corrections = effort.corrections
+        steps = {Tune.PSNR: 0, Tune.MS_SSIM: effort.structure_steps, Tune.VIVID: effort.vivid_steps}
+        self._num_steps = steps[Tune(options.tune)]
+        self._judge = StructuralDissimilarity if judge is None or options.tune != Tune.VIVID else judge
         # A search has weighed the decoded picture against static bits; to weigh other ones afterwards undoes a part.
-        self._static_share = 1.0 if self._is_searching else STATIC_SHARE
+        self._static_share = 1.0 if self._num_steps else STATIC_SHARE
         self._deadline = time.monotonic() + options.max_seconds
         self._factors = self._trade_off_factors(regions)
         self._target: Latent | None = None
@@ -103,13 +117,12 @@ class PictureEncoder:
         if num_bytes is not None and level == self._level and not is_partial:
             budget = Budget(8 * num_bytes, self._spent)
         self._level = level
-        height, width = self._z.shape[2:]
         w_here = np.float32(self._quantizer.levels.applied_w(w, level)) * self._factors
         if self._target is None:
-            self._target = self._searched(w_here, level) if self._is_searching else self._corrected(w_here, level)
+            self._target = self._searched(w_here, level) if self._num_steps else self._corrected(w_here, level)
         choice = RateDistortionChoice(self._quantizer, self._target, w_here, level, budget, self._static_share)
         writer = PrefixWriter(self._num_kept()) if is_partial else TokenWriter()
-        tokens = code_tokens(self._entropy_model, writer, height, width, level, choice).tokens
+        tokens = self._coded(writer, level, choice)
         self._spent = choice.spent
         return EncodedTokens(level, tokens, writer.finish(), is_partial)
 
@@ -121,9 +134,10 @@ class PictureEncoder:
             self._z,
             w,
             level,
-            StructuralDissimilarity,
-            num_steps=self._effort.search_steps,
+            self._judge,
+            num_steps=self._num_steps,
             deadline=self._deadline,
+            on_progress=self._on_progress,
         )
 
     def _corrected(self, w: NDArray[np.float32], level: int) -> Latent:
@@ -134,15 +148,33 @@ class PictureEncoder:
         Args:
             w: (h * w,) as applied.
         """
-        target, number = self._z, self._effort.corrections
+        target, number = self._z, self._num_corrections
         height, width = self._z.shape[2:]
-        for _ in range(number):
+        for index in range(1, number + 1):
             tokens = self._quantizer.assign(self._quantizer.columns(target), w, level).reshape(-1, height, width)
             correction = self._transforms.correct(self._quantizer.dequantize(tokens, level), self._pixels)
             correction -= self._z
             correction *= np.float32(CORRECTION_GAIN / number)
             target = target + correction
+            self._tell("corrections", index, number)
         return target
+
+    def _coded(self, writer: TokenWriter | PrefixWriter, level: int, choice: RateDistortionChoice) -> Tokens:
+        """Choose and write all tokens, (M, h, w)."""
+        num_steps, done = len(self._entropy_model.schedule.steps), 0
+
+        def after_step(_: TokenGrid) -> None:
+            nonlocal done
+            done += 1
+            self._tell("tokens", done, num_steps)
+
+        height, width = self._z.shape[2:]
+        grid = code_tokens(self._entropy_model, writer, height, width, level, choice, after_step=after_step)
+        return grid.tokens
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(what, done, total)
 
     def estimate_bytes(self, w: float) -> float:
         """Size of the payload under the static priors, cheap."""

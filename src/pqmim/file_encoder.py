@@ -11,6 +11,7 @@ from PIL import Image
 
 from pqmim import bitstream, metadata, rate_control
 from pqmim.bitstream import SCALES, Container
+from pqmim.distortion import DistortionOf
 from pqmim.encoder import EncodedTokens, PictureEncoder
 from pqmim.errors import TargetError
 from pqmim.image_io import (
@@ -23,7 +24,7 @@ from pqmim.image_io import (
     resize_picture,
 )
 from pqmim.networks import Networks
-from pqmim.options import EncodeOptions
+from pqmim.options import EncodeOptions, OnProgress
 from pqmim.token_coding import token_bytes
 
 COARSEST_W = 18.0
@@ -36,6 +37,10 @@ COARSER = 4.0
 """How far beyond the trade-off of quality 0 a target may take the encoder."""
 MAX_TARGET_BYTES = 1 << 40
 """Targets above this, which no picture reaches, are the same."""
+
+
+EncoderAt = Callable[[int], PictureEncoder]
+"""Encoder of a picture, coded this many times smaller."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,9 @@ class FileEncoder:
         target_bytes: int | None,
         target_bpp: float | None,
         options: EncodeOptions,
+        *,
+        judge: DistortionOf | None = None,
+        on_progress: OnProgress | None = None,
     ) -> EncodedFile:
         """See `Codec.encode`."""
         if target_bytes is not None and target_bpp is not None:
@@ -86,6 +94,9 @@ class FileEncoder:
         if target_bytes is not None and section is not None:
             frame = _with_room_for_metadata(frame, target_bytes, options)
 
+        def encoder_at(scale: int) -> PictureEncoder:
+            return self.picture_encoder(picture, scale, options, judge=judge, on_progress=on_progress)
+
         def pack(tokens: EncodedTokens, scale: int) -> EncodedFile:
             container = replace(frame, level=tokens.level, scale=scale, payload=tokens.payload)
             if not tokens.is_partial:
@@ -95,15 +106,15 @@ class FileEncoder:
 
         if target_bytes is None:
             w, scale = self._networks.w(quality), options.scale or 1
-            encoder = self.picture_encoder(picture, scale, options)
+            encoder = encoder_at(scale)
             if options.scale is None and w > COARSEST_W:
-                encoder, scale, w = self._fitting_encoder(picture, SCALED_SHARE * encoder.estimate_bytes(w), options)
+                encoder, scale, w = self._fitting_encoder(encoder_at, SCALED_SHARE * encoder.estimate_bytes(w), options)
             return pack(encoder.encode(w), scale)
-        return self._encode_to_size(picture, min(target_bytes, MAX_TARGET_BYTES), options, pack, frame)
+        return self._encode_to_size(encoder_at, min(target_bytes, MAX_TARGET_BYTES), options, pack, frame)
 
     def _encode_to_size(
         self,
-        picture: Picture,
+        encoder_at: EncoderAt,
         target: int,
         options: EncodeOptions,
         pack: Callable[[EncodedTokens, int], EncodedFile],
@@ -112,7 +123,7 @@ class FileEncoder:
         """Encode to at most `target` bytes, if that is possible; `frame` is the container without payload."""
         room = max(1, target - bitstream.overhead(frame))
         expected = room / (rate_control.TYPICAL_RATIO * options.keep)
-        encoder, scale, _ = self._fitting_encoder(picture, expected, options)
+        encoder, scale, _ = self._fitting_encoder(encoder_at, expected, options)
         best = rate_control.search(
             lambda w, num_bytes: pack(encoder.encode(w, num_bytes), scale),
             lambda w: options.keep * encoder.estimate_bytes(w),
@@ -136,7 +147,7 @@ class FileEncoder:
         return self._networks.w(100), COARSER * self._networks.w(0)
 
     def _fitting_encoder(
-        self, picture: Picture, num_bytes: float, options: EncodeOptions
+        self, encoder_at: EncoderAt, num_bytes: float, options: EncodeOptions
     ) -> tuple[PictureEncoder, int, float]:
         """Encoder at the scale that suits a size best, the scale, and the trade-off that about gives the size.
 
@@ -144,19 +155,28 @@ class FileEncoder:
             num_bytes: of the payload, under the static priors.
         """
         for scale in SCALES if options.scale is None else (options.scale,):
-            encoder = self.picture_encoder(picture, scale, options)
+            encoder = encoder_at(scale)
             w = rate_control.solve(encoder.estimate_bytes, num_bytes, self._w_range)
             if w <= COARSEST_W:
                 break
         return encoder, scale, w
 
-    def picture_encoder(self, picture: Picture, scale: int, options: EncodeOptions) -> PictureEncoder:
+    def picture_encoder(
+        self,
+        picture: Picture,
+        scale: int,
+        options: EncodeOptions,
+        *,
+        judge: DistortionOf | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> PictureEncoder:
         """Encoder of a picture, coded this many times smaller."""
         rgb = picture.rgb
         if scale > 1:
             height, width = rgb.shape[:2]
             rgb = resize_picture(rgb, -(-width // scale), -(-height // scale))
-        return PictureEncoder(self._networks, rgb, options, [region.scaled_down(scale) for region in options.regions])
+        regions = [region.scaled_down(scale) for region in options.regions]
+        return PictureEncoder(self._networks, rgb, options, regions, judge=judge, on_progress=on_progress)
 
 
 def _metadata_section(image: ImageLike, picture: Picture) -> bytes | None:

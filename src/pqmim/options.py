@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -14,20 +15,26 @@ MAX_PIXELS = 100_000_000
 """Default limit on width x height, against files that ask for more memory than there is."""
 
 
+OnProgress = Callable[[str, int, int], None]
+"""Told how far an encoding is: (what is being done, in a word or two; parts of it that are done, parts in all)."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long the encoder thinks.
 
     Attributes:
         corrections: of the latent from the decoded picture.
-        search_steps: of a search (`search`) in place of corrections, where the structure of the picture is what counts.
+        structure_steps: of a search (`search`) in place of corrections, for `Tune.MS_SSIM`.
+        vivid_steps: the same for `Tune.VIVID`.
     """
 
     corrections: int = 0
-    search_steps: int = 0
+    structure_steps: int = 0
+    vivid_steps: int = 0
 
 
-EFFORTS = (Effort(), Effort(corrections=2), Effort(corrections=5, search_steps=5))
+EFFORTS = (Effort(), Effort(corrections=2, vivid_steps=5), Effort(corrections=5, structure_steps=5, vivid_steps=15))
 """From effort 1 on."""
 MAX_EFFORT = len(EFFORTS)
 DEFAULT_EFFORT = 2
@@ -49,6 +56,8 @@ class Tune(StrEnum):
     """Least squared error: the same trade-off everywhere."""
     MS_SSIM = "ms-ssim"
     """Structure: more for quiet parts of the picture, less for busy ones, where errors hide."""
+    VIVID = "vivid"
+    """What a network that names objects sees, in pictures of a decoder that synthesises detail."""
 
 
 class Fill(StrEnum):
@@ -131,6 +140,8 @@ class EncodeOptions:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must be above 0 and at most 1, not {self.keep:g}")
         Tune(self.tune)  # refuses other strings
+        if self.tune == Tune.VIVID and self.effort == 1:
+            raise ValueError("tune vivid needs effort 2 or 3: at effort 1 no decoded picture is looked at")
 
 
 @dataclass(frozen=True)

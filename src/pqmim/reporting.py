@@ -8,17 +8,23 @@ import json
 import os
 import re
 import sys
+import time
 import traceback
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pqmim.errors import ConfigError, ModelError, OutputError, PqmimError
 from pqmim.files import write_stream
 
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
 TRACEBACK_VERBOSITY = 2
+LONG_SECONDS = 1.0
+"""A file that takes longer has a bar of its own."""
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -70,6 +76,7 @@ class Reporter:
     verbosity: int = 0
     to_stderr: bool = False
     num_failed: int = field(default=0, init=False)
+    _bar: _Bar | None = field(default=None, init=False, repr=False)
 
     def result(self, name: str, text: str, fields: dict[str, Any]) -> None:
         """Report a success: `name  text`, or the fields as JSON."""
@@ -127,19 +134,67 @@ class Reporter:
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Callable[[], None]]:
-        """Show a bar on stderr if it is a terminal and there is more than one file; yields what moves it."""
-        if total < 2 or self.quiet or sys.stderr is None or not sys.stderr.isatty():
+        """Show a bar on stderr if it is a terminal and there is more than one file; yields what moves it.
+
+        With a file that takes long there is a second bar for its parts, see `part`.
+        """
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
             yield lambda: None
             return
+        self._bar = _Bar(total)
+        try:
+            yield self._bar.advance
+        finally:
+            self._bar.close()
+            self._bar = None
+
+    def part(self, what: str, done: int, total: int) -> None:
+        """Show how far the file is that is being worked on, where a bar is shown; an `options.OnProgress`."""
+        if self._bar is not None:
+            self._bar.part(what, done, total)
+
+
+class _Bar:
+    """Bars on a terminal: one for files if there are several, one for the parts of a file that takes long."""
+
+    def __init__(self, num_files: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         # Result lines go above the bar if they share its terminal; what goes to a file is left alone.
         is_shared = sys.stdout is not None and sys.stdout.isatty()
-        with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=is_shared) as progress:
-            task = progress.add_task("files", total=total)
-            yield lambda: progress.advance(task)
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=is_shared)
+        self._files = self._progress.add_task("files", total=num_files, visible=num_files > 1)
+        self._part: TaskID | None = None
+        self._what = ""
+        self._begin = time.monotonic()
+        if num_files > 1:
+            self._progress.start()
+
+    def advance(self) -> None:
+        """A file is done."""
+        self._progress.advance(self._files)
+        self._forget_part()
+        self._begin = time.monotonic()
+
+    def part(self, what: str, done: int, total: int) -> None:
+        """Show `what` of a file is being done, and how far that is, if the file has taken long already."""
+        if time.monotonic() - self._begin < LONG_SECONDS:
+            return
+        if self._part is None or what != self._what:
+            self._forget_part()
+            self._part, self._what = self._progress.add_task(what, total=total, completed=done), what
+            self._progress.start()
+        self._progress.update(self._part, completed=done, total=total)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _forget_part(self) -> None:
+        if self._part is not None:
+            self._progress.remove_task(self._part)
+            self._part = None
 
 
 def _one_line(error: BaseException) -> str:

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.distortion import Distortion, DistortionOf
 from pqmim.networks import Networks
+from pqmim.options import OnProgress
 from pqmim.quantizer import Latent
 from pqmim.transforms import assemble_tiles, crop, num_tiles
 
@@ -45,6 +47,7 @@ def search(
     *,
     num_steps: int,
     deadline: float = math.inf,
+    on_progress: OnProgress | None = None,
 ) -> Latent:
     """Move the latent to where its tokens give the best picture for their bits under the static priors.
 
@@ -55,6 +58,7 @@ def search(
         distortion_of: what decoded tiles are judged by.
         num_steps: at least 1.
         deadline: of `time.monotonic`; what was found by then has to do.
+        on_progress: told after each step.
 
     Returns:
         (1, D, h, w), the latent to choose tokens for.
@@ -68,7 +72,12 @@ def search(
         distortion = distortion_of(crop(pixels, top, bottom, left, right))
         tile = _TileSearch(networks, part, grid[top:bottom, left:right].ravel(), level, distortion)
         now = time.monotonic()
-        found = tile.run(num_steps, now + (deadline - now) / (total - done))
+
+        def after_step(number: int) -> None:
+            if on_progress is not None:
+                on_progress("search", done * num_steps + number, total * num_steps)
+
+        found = tile.run(num_steps, now + (deadline - now) / (total - done), after_step)
         done += 1
         return np.asarray(found[0].transpose(1, 2, 0))
 
@@ -89,7 +98,7 @@ class _TileSearch:
         self._weight = np.float32(1 / self._transforms.energy)
         self._step = np.float32(STEP) * np.sqrt(w).reshape(z.shape[2:])
 
-    def run(self, num_steps: int, deadline: float) -> Latent:
+    def run(self, num_steps: int, deadline: float, after_step: Callable[[int], None]) -> Latent:
         """Take the steps, in lengths that fall along a cosine; fewer if time is over."""
         z = self._analyzed.copy()
         mean, square = np.zeros_like(z), np.zeros_like(z)
@@ -105,6 +114,7 @@ class _TileSearch:
             direction = mean / np.float32(1 - DECAY ** (index + 1))
             direction /= np.sqrt(square / np.float32(1 - SQUARE_DECAY ** (index + 1))) + np.float32(LEAST_GRADIENT)
             z -= self._step * np.float32(0.5 + 0.5 * math.cos(math.pi * share)) * direction
+            after_step(index + 1)
         return z
 
     def _gradient(self, z: Latent) -> Latent:

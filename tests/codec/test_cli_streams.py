@@ -14,6 +14,7 @@ import pytest
 from cli_tools import ONE_LINE_ERROR, Pqmim, photo
 
 from pqmim.bitstream import parse
+from pqmim.reporting import Reporter
 
 pytest_plugins = ["cli_fixtures"]
 fcntl = pytest.importorskip("fcntl")
@@ -167,6 +168,36 @@ def test_progress_bar_on_a_terminal_only(coded: bytes, model: tuple[str, str], t
     result = child("info", "a.pqm", "b.pqm", stderr=writer)
     assert (result.returncode, len(result.stdout.splitlines())) == (0, 2)
     assert b"files" in os.read(reader, 1 << 16)
+
+
+def test_bar_of_one_file_that_takes_long(monkeypatch: pytest.MonkeyPatch, terminal: tuple[int, int]) -> None:
+    reader, writer = terminal
+    with os.fdopen(os.dup(writer), "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        reporter = Reporter()
+        reporter.part("search", 1, 4)  # no bar, nothing to show
+        with reporter.progress(1) as advance:
+            reporter.part("search", 1, 4)  # it may be done at once
+            monkeypatch.setattr("pqmim.reporting.LONG_SECONDS", 0.0)
+            reporter.part("search", 2, 4)
+            reporter.part("tokens", 1, 3)
+            advance()
+        with Reporter(quiet=True).progress(1):
+            reporter.part("search", 3, 4)
+    shown = os.read(reader, 1 << 16)
+    assert b"search" in shown
+    assert b"2/4" in shown
+    assert b"1/4" not in shown
+    assert b"files" not in shown
+
+
+def test_no_bar_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("pqmim.reporting.LONG_SECONDS", 0.0)
+    for total in (1, 2):
+        with (reporter := Reporter()).progress(total) as advance:
+            reporter.part("search", 2, 4)
+            advance()
+    assert capsys.readouterr().err == ""
 
 
 def test_closed_pipe_is_silent(coded: bytes) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pictures import synthetic_photo
 
 from pqmim.decoder_files import load_decoder
+from pqmim.distortion import SquaredError
 from pqmim.encoder import LEVEL_REACH, MAX_ACTIVITY_FACTOR, EncodedTokens, PictureEncoder, activity_factors
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.file_decoder import tiles_of
@@ -39,8 +40,8 @@ def networks(tiny_model: Path) -> Networks:
 
 
 def encoder_of(networks: Networks, rgb: np.ndarray, **options: object) -> PictureEncoder:
-    regions = options.pop("regions", ())
-    return PictureEncoder(networks, rgb, EncodeOptions(**options), regions)
+    regions, judge, on_progress = options.pop("regions", ()), options.pop("judge", None), options.pop("told", None)
+    return PictureEncoder(networks, rgb, EncodeOptions(**options), regions, judge=judge, on_progress=on_progress)
 
 
 def picture_of(networks: Networks, encoded: EncodedTokens) -> np.ndarray:
@@ -58,8 +59,13 @@ def squared_error(networks: Networks, encoded: EncodedTokens, rgb: np.ndarray) -
 
 
 def test_the_payload_holds_the_tokens(networks: Networks) -> None:
-    for effort in range(1, MAX_EFFORT + 1):
-        encoded = encoder_of(networks, synthetic_photo(50, 70), effort=effort).encode(3.0)
+    """Whatever chose them, the decoder reads the same."""
+    for tune, effort in ((tune, effort) for tune in Tune for effort in range(1, MAX_EFFORT + 1)):
+        if (tune, effort) == (Tune.VIVID, 1):
+            continue
+        encoded = encoder_of(networks, synthetic_photo(50, 70), effort=effort, tune=tune, judge=SquaredError).encode(
+            3.0
+        )
         assert not encoded.is_partial
         reader = TokenReader(encoded.payload)
         assert np.array_equal(code_tokens(networks.entropy_model, reader, 4, 5, encoded.level).tokens, encoded.tokens)
@@ -160,6 +166,41 @@ def test_the_search_for_structure_takes_the_place_of_corrections(
     assert steps == [5]
     plain = encoder_of(networks, rgb, tune=Tune.MS_SSIM, effort=1).encode(3.0)
     assert not np.array_equal(searched.tokens, plain.tokens)
+
+
+def test_the_search_for_tune_vivid_has_the_judge_of_the_caller(networks: Networks) -> None:
+    judged: list[tuple[int, ...]] = []
+
+    def judge(pixels: np.ndarray) -> SquaredError:
+        judged.append(pixels.shape)
+        return SquaredError(pixels)
+
+    rgb = synthetic_photo(96, 96)
+    costs = []
+    for tune, effort in ((Tune.PSNR, 1), (Tune.VIVID, 2), (Tune.VIVID, 3)):
+        encoded = encoder_of(networks, rgb, tune=tune, effort=effort, judge=judge).encode(1.5)
+        error = 3 * squared_error(networks, encoded, rgb).sum() / LATENT_UNIT**2
+        costs.append(error + 1.5 * 8 * len(encoded.payload))
+    assert judged == [(96, 96, 3)] * 2
+    assert max(costs[1:]) < costs[0]
+    for tune in (Tune.PSNR, Tune.MS_SSIM):
+        encoder_of(networks, rgb, tune=tune, effort=3, judge=judge).encode(1.5)
+    assert len(judged) == 2
+    with pytest.raises(ValueError, match="tune vivid needs a judge"):
+        encoder_of(networks, rgb, tune=Tune.VIVID)
+
+
+def test_progress_is_told(networks: Networks) -> None:
+    told: list[tuple[str, int, int]] = []
+    num_steps = len(networks.entropy_model.schedule.steps)
+    coded = [("tokens", done, num_steps) for done in range(1, num_steps + 1)]
+    # A position for each step at least: one without positions is not told of.
+    rgb, tell = synthetic_photo(128, 128), lambda *how_far: told.append(how_far)
+    encoder_of(networks, rgb, effort=2, told=tell).encode(3.0)
+    assert told == [("corrections", 1, 2), ("corrections", 2, 2), *coded]
+    told.clear()
+    encoder_of(networks, rgb, effort=3, tune=Tune.MS_SSIM, told=tell).encode(3.0)
+    assert told == [*(("search", done, 5) for done in range(1, 6)), *coded]
 
 
 # -- where the bits go -----------------------------------------------------------------------------------------------
@@ -267,7 +308,7 @@ def busy_photo() -> np.ndarray:
 
 
 @pytest.mark.parametrize("share", [0.96, 0.98, 1.03])
-@pytest.mark.parametrize("tune", Tune)
+@pytest.mark.parametrize("tune", [Tune.PSNR, Tune.MS_SSIM])
 def test_a_second_encoding_hits_a_size(networks: Networks, share: float, tune: Tune) -> None:
     encoder = encoder_of(networks, busy_photo(), effort=1, tune=tune)
     first = encoder.encode(10.0)

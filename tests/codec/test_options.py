@@ -31,7 +31,7 @@ def test_defaults() -> None:
 def test_names_are_values() -> None:
     assert [str(value) for kind in (Device, Tune, Fill) for value in kind] == [
         *("auto", "cpu", "cuda"),
-        *("psnr", "ms-ssim"),
+        *("psnr", "ms-ssim", "vivid"),
         *("likely", "sample", "none"),
     ]
 
@@ -40,6 +40,12 @@ def test_names_are_values() -> None:
 def test_effort_is_checked(effort: int) -> None:
     with pytest.raises(ValueError, match=f"effort must be 1 to {MAX_EFFORT}, not {effort}"):
         EncodeOptions(effort=effort)
+
+
+def test_tune_vivid_looks_at_pictures() -> None:
+    assert [EncodeOptions(tune=Tune.VIVID, effort=effort).effort for effort in (2, 3)] == [2, 3]
+    with pytest.raises(ValueError, match="tune vivid needs effort 2 or 3"):
+        EncodeOptions(tune=Tune.VIVID, effort=1)
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.1, 1.01, math.nan, math.inf])

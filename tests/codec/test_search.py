@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def cost(networks: Networks, z: Latent, pixels: np.ndarray, w: np.ndarray) -> fl
     return error / networks.transforms.energy + float((bits * w).sum())
 
 
-def found(networks: Networks, pixels: np.ndarray, steps: int, w: float = 4.0, **options: float) -> Latent:
+def found(networks: Networks, pixels: np.ndarray, steps: int, w: float = 4.0, **options: object) -> Latent:
     z = networks.transforms.analyze(pixels)
     trade_off = np.full(z[0, 0].size, w, np.float32)
     return search(networks, pixels, z, trade_off, LEVEL, SquaredError, num_steps=steps, **options)
@@ -96,14 +97,16 @@ def test_tiles_are_searched_one_by_one_and_meet(networks: Networks, monkeypatch:
     sizes: list[tuple[int, ...]] = []
     original = search_module._TileSearch.run
 
-    def run(self: search_module._TileSearch, num_steps: int, deadline: float) -> Latent:
+    def run(self: search_module._TileSearch, num_steps: int, deadline: float, after: Callable[[int], None]) -> Latent:
         assert deadline == math.inf
         sizes.append(self._analyzed.shape[2:])
-        return original(self, num_steps, deadline)
+        return original(self, num_steps, deadline, after)
 
     monkeypatch.setattr(search_module._TileSearch, "run", run)
     margin = networks.transforms.margin
     pixels = synthetic_photo(32, 16 * (TILE_POSITIONS + 10))
-    z = found(networks, pixels, 2)
+    told: list[tuple[str, int, int]] = []
+    z = found(networks, pixels, 2, on_progress=lambda *how_far: told.append(how_far))
+    assert told == [("search", done, 4) for done in (1, 2, 3, 4)]
     assert z.shape == (1, 12, 2, TILE_POSITIONS + 10)
     assert sizes == [(2, TILE_POSITIONS + margin), (2, 10 + margin)]

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from test_packaging import PROJECT, all_requirements
 
 ROOT = Path(__file__).parents[2]
-WINGS = ("training", "evaluation", "datasets", "ray")
+WINGS = ("training", "evaluation", "perceptual", "datasets", "ray")
 
 
 def refused_modules() -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from pictures import synthetic_photo
 from PIL import Image
 
+from pqmim.distortion import StructuralDissimilarity
 from pqmim.range_coding import TokenReader
 from pqmim.schedule import Schedule
 from pqmim.token_coding import RateDistortionChoice
@@ -50,17 +51,49 @@ def test_encoder_choices(photos: Path, tiny_model: Path, tmp_path: Path, monkeyp
     arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path)]
     script.main([*arguments, "--images", "1", "--qualities", "40", "100"])
     rows = content(tmp_path, "encoder_choices")
-    assert len({row["variant"] for row in rows}) == len(script.VARIANTS)
+    assert {row["variant"] for row in rows} == {variant.name for variant in script.DEFAULT_VARIANTS}
     by_point = {(row["variant"], row["quality"]): row for row in rows}
     # Each changes what is sent, but for the map of trade-offs, for which the photo is too flat.
-    for name, anchor in (*script.COMPARISONS[1:-2], script.COMPARISONS[-1]):
+    map_of_trade_offs = (script.TUNED.name, "effort 2")
+    compared = [pair for pair in script.COMPARISONS if pair[0] not in {variant.name for variant in script.VIVID}]
+    for name, anchor in set(compared[1:]) - {map_of_trade_offs}:
         points = [[by_point[of, quality]["psnr-rgb"] for quality in (40.0, 100.0)] for of in (name, anchor)]
         assert points[0] != points[1]
     nearest = [row for row in rows if row["variant"] == "nearest codeword"]
     assert nearest[-1]["bpp"] > by_point["effort 1", 40.0]["bpp"]
     table = lines(tmp_path, "encoder_choices")
     assert table[2].startswith("| effort 1 | nearest codeword |")
-    assert all(line.count("|") == 8 for line in table[: 2 + len(script.COMPARISONS)])
+    assert all(line.count("|") == 8 for line in table[: 2 + len(compared)])
+
+
+def test_encoder_choices_of_variants(
+    photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load("encoder_choices", monkeypatch)
+    monkeypatch.setattr(script, "vivid_judge", lambda: StructuralDissimilarity)
+    variants = ["effort 1", "tune vivid, effort 2"]
+    choice = [
+        "--images",
+        "1",
+        "--qualities",
+        "40",
+        "100",
+        "--variants",
+        *variants,
+        "--metrics",
+        "psnr",
+        "--threads",
+        "1",
+    ]
+    script.main([str(photos), "-m", str(tiny_model), "--decoder", "vivid", "-o", str(tmp_path), *choice])
+    rows = content(tmp_path, "encoder_choices")
+    assert [row["variant"] for row in rows] == [name for name in variants for _ in range(2)]
+    assert "ms-ssim-rgb" not in rows[0]
+    table = lines(tmp_path, "encoder_choices")
+    assert table[0] == "| tokens | against | BD-rate PSNR | over | encode time, ratio |"
+    assert table[2].startswith("| tune vivid, effort 2 | effort 1 |")
+    assert table[-4:-2] == ["| tokens | encode (s), 1 thread |", "| --- | --- |"]
+    assert [line.split(" | ")[0] for line in table[-2:]] == [f"| {name}" for name in variants]
 
 
 def test_token_choices(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):

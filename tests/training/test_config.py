@@ -15,7 +15,7 @@ from pqmim.config import (
     TokenizerConfig,
 )
 from pqmim.errors import ConfigError, MissingExtraError
-from pqmim.training.recipes import EntropyTraining, TokenizerTraining, load_config
+from pqmim.training.recipes import Config, DecoderTraining, EntropyTraining, TokenizerTraining, load_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MINIMAL = "data: {path: photos}\nrun: {output: runs/x}\n"
@@ -31,9 +31,9 @@ def recipe(tmp_path: Path) -> Path:
 def test_shipped_recipes_load() -> None:
     found = sorted(RECIPES.rglob("*.yaml"))
     assert any(path.parent.name == "small" for path in found)
+    parts: dict[str, type[Config]] = {"tokenizer": TokenizerTraining, "entropy": EntropyTraining}
     for path in found:
-        kind = EntropyTraining if "entropy" in path.stem else TokenizerTraining
-        load_config(kind, path)
+        load_config(parts.get(path.stem, DecoderTraining), path)
 
 
 def test_defaults_and_overrides(recipe: Path) -> None:

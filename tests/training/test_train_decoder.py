@@ -20,12 +20,13 @@ from pqmim.training.discriminator import (
     Discriminator,
     SentValues,
     View,
+    Window,
     fit_features,
     fit_labels,
     leading_values,
 )
 from pqmim.training.export import export_decoder
-from pqmim.training.losses import chroma_error, feature_distance, grid_pattern, mean_squared_error
+from pqmim.training.losses import chroma_error, grid_pattern, mean_squared_error, repeated_error
 from pqmim.training.recipes import DecoderTraining
 from pqmim.training.token_source import TokenSource
 from pqmim.training.training_run import Draws, TrainingRun
@@ -209,30 +210,29 @@ def test_terms_see_what_they_are_for() -> None:
     steps[0, 0] = 16 / 255
     pattern = x + steps.repeat(8, 8)
     assert float(grid_pattern(pattern, x)) == pytest.approx(16 * (15 / 256) ** 0.5 * 16**0.5 / 4, rel=1e-3)
-    assert float(grid_pattern(x + 0.1, x)) < 1e-3
-    features = [torch.randn(2, 4, 5, 5), torch.randn(2, 6, 3, 3)]
-    assert float(feature_distance([2 * f for f in features], features).max()) < 1e-6
-    assert torch.allclose(feature_distance([-f for f in features], features), torch.full((2,), 4.0))
+    assert float(repeated_error(pattern, x)[0]) == pytest.approx(float(grid_pattern(pattern, x)) ** 2, rel=1e-3)
+    for term in (grid_pattern, repeated_error):
+        assert float(term(x + 0.1, x).max()) < 1e-3
 
 
 @pytest.mark.parametrize("kind", ["labels", "hinge"])
 def test_what_a_discriminator_is_rewarded_for(kind: Any) -> None:
     torch.manual_seed(0)
     discriminator = Discriminator(kind, [8, 8], 3, 7)
-    sent = SentValues(torch.randn(2, 3, 4, 6), top=3, left=8)
+    sent = SentValues(torch.randn(2, 3, 4, 4), Window(3, 5, 56, 64))
     fit_labels(discriminator, torch.randn(500, 3), 4, torch.Generator().manual_seed(0))
-    x = torch.rand(2, 3, 56, 80)
+    x = torch.rand(2, 3, 64, 64)
     view = View(x, TinyFeatures()(x))
     fit_features(discriminator, view.features)
     logits = discriminator(view, sent)
     assert [tuple(head.shape) for head in logits] == [
-        (2, 8 if kind == "labels" else 1, *grid) for grid in ((14, 20), (13, 19), (13, 19))
+        (2, 8 if kind == "labels" else 1, side, side) for side in (16, 15, 15)
     ]
     if kind == "labels":
         labels = discriminator.labels(sent.values)
         distances = (sent.values[0, :, 1, 2] / discriminator.scale - discriminator.centers).square().sum(1)
         assert labels[0, 1, 2] == distances.argmin()
-        right = [20 * torch.eye(8)[sent.on_grid(x, head, labels)].permute(0, 3, 1, 2) for head in logits]
+        right = [20 * torch.eye(8)[sent.on_grid(head, labels)].permute(0, 3, 1, 2) for head in logits]
         decoded = [torch.zeros_like(head) for head in logits]
         for head in decoded:
             head[:, -1] = 20
@@ -241,16 +241,16 @@ def test_what_a_discriminator_is_rewarded_for(kind: Any) -> None:
             [torch.full_like(head, 2.0) for head in logits],
             [torch.full_like(head, -2.0) for head in logits],
         )
-    assert float(discriminator.own_loss(view, right, decoded, sent).max()) < 1e-4
-    assert float(discriminator.own_loss(view, decoded, right, sent).min()) > 3
-    assert (discriminator.decoder_loss(view, right, sent) < discriminator.decoder_loss(view, decoded, sent)).all()
+    assert float(discriminator.own_loss(right, decoded, sent).max()) < 1e-4
+    assert float(discriminator.own_loss(decoded, right, sent).min()) > 3
+    assert (discriminator.decoder_loss(right, sent) < discriminator.decoder_loss(decoded, sent)).all()
 
 
 def test_sent_values_lie_where_they_were_sent() -> None:
-    values = torch.arange(24.0).view(1, 1, 4, 6)
-    pixels, grid = torch.zeros(1, 3, 56, 80), torch.zeros(1, 1, 14, 20)  # the middle of every fourth pixel
-    beside = SentValues(values, top=5, left=8).on_grid(pixels, grid, values)
-    expected = [[6.0 * ((5 + 4 * y + 2) // 16) + (8 + 4 * x + 2) // 16 for x in range(20)] for y in range(14)]
+    values = torch.arange(25.0).view(1, 1, 5, 5)
+    window = Window(top=5, left=8, side=60, seen_side=90)
+    beside = SentValues(values, window).on_grid(torch.zeros(1, 1, 15, 15), values)  # the middle of every fourth pixel
+    expected = [[5.0 * ((5 + 4 * y + 2) // 16) + (8 + 4 * x + 2) // 16 for x in range(15)] for y in range(15)]
     assert beside[0, 0].tolist() == expected
 
 

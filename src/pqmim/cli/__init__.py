@@ -17,11 +17,12 @@ import typer
 
 from pqmim._version import __version__
 from pqmim.cli.bulk import bulk
-from pqmim.cli.coding import decode, encode, tokens
+from pqmim.cli.coding import decode, encode
 from pqmim.cli.drawing import gallery, generate, inpaint
 from pqmim.cli.inspecting import info, models, selftest, truncate
 from pqmim.cli.measuring import bench, evaluate
 from pqmim.cli.previewing import preview
+from pqmim.cli.tokens import tokens
 from pqmim.cli.training import train_decoder, train_entropy, train_tokenizer
 from pqmim.reporting import Reporter
 

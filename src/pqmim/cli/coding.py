@@ -1,11 +1,10 @@
-"""`encode`, `decode` and `tokens`: what becomes of many files.
+"""`encode` and `decode`: what becomes of many files.
 
 Each command has a class that makes the result of one input; worker processes get a copy of it.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections import Counter
@@ -19,7 +18,7 @@ import typer
 
 from pqmim import bitstream
 from pqmim.batch import Handling, Note, OutputCheck, Result
-from pqmim.bitstream import Container, is_pqm, parse
+from pqmim.bitstream import Container, parse
 from pqmim.cli import options as opt
 from pqmim.cli.kinds import PQM, check_output, image_suffixes, images
 from pqmim.cli.pictures import (
@@ -32,13 +31,22 @@ from pqmim.cli.pictures import (
     provenance,
     synthesis_note,
 )
-from pqmim.cli.running import Codecs, handling_of, run
-from pqmim.cli.token_shards import RecordMaker, write_token_shards
+from pqmim.cli.running import Codecs, handling_of, one_line_errors, run
 from pqmim.files import STANDARD_STREAM, write_file
 from pqmim.jobs import Job, Kinds, Naming
-from pqmim.options import DEFAULT_EFFORT, MAX_EFFORT, MAX_PIXELS, Device, EncodeOptions, Fill, FillOptions, Region, Tune
+from pqmim.options import (
+    DEFAULT_EFFORT,
+    MAX_EFFORT,
+    MAX_PIXELS,
+    Device,
+    EncodeOptions,
+    Fill,
+    FillOptions,
+    OnProgress,
+    Region,
+    Tune,
+)
 from pqmim.reporting import Reporter
-from pqmim.token_files import PER_SHARD, ShardKind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,9 +89,15 @@ class _Encode:
     target_bytes: int | None
     target_bpp: float | None
     options: EncodeOptions
+    on_progress: OnProgress | None
 
     def __call__(self, data: bytes, job: Job, note: Note) -> Callable[[], Result]:
         codec = self.codecs.named(self.model, note)
+        judge = None
+        if self.options.tune == Tune.VIVID:
+            from pqmim.perceptual.tuning import vivid_judge
+
+            judge = vivid_judge(self.codecs.threads_of_each())
 
         def make_result() -> Result:
             coded = codec.encode(
@@ -92,6 +106,8 @@ class _Encode:
                 target_bytes=self.target_bytes,
                 target_bpp=self.target_bpp,
                 options=self.options,
+                judge=judge,
+                on_progress=self.on_progress,
             )
             container = parse(coded)
             self._warn(container, len(coded))
@@ -160,7 +176,7 @@ def encode(
     jobs: opt.Jobs = 1,
     max_seconds: Annotated[
         float | None,
-        typer.Option(metavar="S", help="End the search of effort 3 for MS-SSIM after this long.", show_default=False),
+        typer.Option(metavar="S", help="End a search through the decoder after this long.", show_default=False),
     ] = None,
     max_pixels: opt.MaxPixels = MAX_PIXELS,
     force: opt.Force = False,
@@ -186,9 +202,22 @@ def encode(
             max_seconds=math.inf if max_seconds is None else max_seconds,
             keep_metadata=keep_metadata,
         )
+    reporter = Reporter(as_json, quiet, verbose)
+    if tune is Tune.VIVID:
+        from pqmim.perceptual.tuning import VIVID, require_vivid
+
+        made_for = made_for or VIVID
+        with one_line_errors(reporter):
+            require_vivid(model, made_for)
     codecs = Codecs(model, device, threads, jobs, made_for)
     convert = _Encode(
-        codecs, model, opt.DEFAULT_QUALITY if quality is None else quality, target_bytes, target_bpp, options
+        codecs,
+        model,
+        opt.DEFAULT_QUALITY if quality is None else quality,
+        target_bytes,
+        target_bpp,
+        options,
+        reporter.part if jobs == 1 else None,
     )
     run(
         inputs,
@@ -197,7 +226,7 @@ def encode(
         images(),
         convert,
         handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, codecs=codecs),
-        reporter=Reporter(as_json, quiet, verbose),
+        reporter=reporter,
     )
 
 
@@ -322,82 +351,4 @@ def decode(
         convert,
         handling=handling_of(force=force, skip_existing=skip_existing, workers=jobs, codecs=codecs),
         reporter=Reporter(as_json, quiet, verbose),
-    )
-
-
-@dataclass
-class _Tokens:
-    codecs: Codecs
-    model: str | None
-    quality: float
-
-    def __call__(self, data: bytes, job: Job, note: Note) -> Callable[[], Result]:
-        import numpy as np
-
-        is_coded = is_pqm(data)
-        codec = (
-            self.codecs.for_file(parse(data), note)
-            if is_coded
-            else self.codecs.named(self.model or opt.DEFAULT_MODEL, note)
-        )
-
-        def make_result() -> Result:
-            grid = codec.decode_tokens(data) if is_coded else codec.encode_tokens(data, quality=self.quality)
-            npy = io.BytesIO()
-            np.save(npy, grid.astype(np.uint16), allow_pickle=False)
-            text = " x ".join(str(size) for size in grid.shape) + " tokens"
-            return Result({"shape": list(grid.shape)}, text, npy.getvalue())
-
-        return make_result
-
-
-def tokens(
-    inputs: opt.Inputs,
-    output: opt.Output = None,
-    quality: opt.Quality = opt.DEFAULT_QUALITY,
-    model: opt.DecodingModel = None,
-    made_for: opt.MadeFor = None,
-    device: opt.DeviceOption = Device.AUTO,
-    threads: opt.Threads = None,
-    jobs: opt.Jobs = 1,
-    shards: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write all grids as a data set into a folder.", show_default=False),
-    ] = None,
-    to: Annotated[ShardKind, typer.Option(help="What --shards writes.")] = ShardKind.WEBDATASET,
-    per_shard: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures in a shard.")] = PER_SHARD,
-    with_files: Annotated[bool, typer.Option("--with-files", help="Put the .pqm files into shards, too.")] = False,
-    force: opt.Force = False,
-    skip_existing: opt.SkipExisting = False,
-    as_json: opt.Json = False,
-    quiet: opt.Quiet = False,
-    verbose: opt.Verbose = 0,
-) -> None:
-    """Write the token grids of images or .pqm files: photo.jpg becomes photo.npy.
-
-    The arrays are (M, h, w) uint16, 65535 for tokens that a partial file does not hold. Those of an image are the
-    tokens that `encode` sends at the same quality, with the model `photo` if none is named. With --shards they become
-    a data set with sizes, levels and, as labels, the names of the folders that the pictures lie in.
-    """
-    opt.check_quality(quality)
-    check_output(inputs, output, (".npy",), is_any_other=False)
-    kinds = images()
-    kinds = Kinds(kinds.suffixes | PQM, kinds.left_out)
-    codecs = Codecs(model, device, threads, jobs, made_for)
-    handling = handling_of(force=force, skip_existing=skip_existing, workers=jobs, codecs=codecs)
-    reporter = Reporter(as_json, quiet, verbose)
-    if shards is not None:
-        opt.only_one_of({"-o": output, "--shards": shards})
-        opt.only_one_of({"--skip-existing": skip_existing or None, "--shards": shards})
-        maker = RecordMaker(codecs, quality, with_files)
-        write_token_shards(inputs, kinds, maker, shards, to, per_shard, handling, reporter)
-        return
-    run(
-        inputs,
-        output,
-        Naming(".npy", kinds.suffixes),
-        kinds,
-        _Tokens(codecs, model, quality),
-        handling=handling,
-        reporter=reporter,
     )

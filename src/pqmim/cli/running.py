@@ -55,9 +55,7 @@ class Codecs:
             start = time.perf_counter()
             from pqmim.codec import load_codec
 
-            threads = self.threads
-            if threads is None and self.workers > 1:
-                threads = max(1, num_usable_cores() // self.workers)
+            threads = self.threads_of_each()
             try:
                 codec = load_codec(model, self.decoder, realism=self.realism, device=self.device.value, threads=threads)
             except OSError as error:
@@ -66,6 +64,12 @@ class Codecs:
             files = f"model {codec.name} ({codec.model_id.hex()}), decoder {codec.decoder_name}"
             note(f"{files} loaded in {time.perf_counter() - start:.2f} s")
         return self._loaded[model]
+
+    def threads_of_each(self) -> int | None:
+        """Threads of each process; None = as many as there are cores."""
+        if self.threads is None and self.workers > 1:
+            return max(1, num_usable_cores() // self.workers)
+        return self.threads
 
     def for_file(self, container: Container, note: Note) -> Codec:
         """Codec that decodes a .pqm file; errors as `named`.

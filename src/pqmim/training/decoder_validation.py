@@ -7,16 +7,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from pqmim.perceptual.features import feature_distance
 from pqmim.training.autoencoder import Synthesis
-from pqmim.training.discriminator import View
-from pqmim.training.losses import chroma_error, feature_distance, grid_pattern, mean_psnr, mean_squared_error
+from pqmim.training.discriminator import View, Window
+from pqmim.training.losses import chroma_error, grid_pattern, mean_psnr, mean_squared_error
 from pqmim.training.token_source import TokenSource
 from pqmim.training.training_run import TrainingRun
 
-SHIFTS = 8
-"""The network of features sees crops moved by up to so many pixels: it looks at every second pixel, then at every
-second of these, so a pattern that lies well for it once lies badly another time."""
 FRACTIONS = (0.5, 0.75, 1.0)
 """Trade-offs that are looked at: places in the range of those that the codebooks serve, in logarithms."""
 SHEET_FRACTION, SHEET_PHOTOS = 0.75, 8
@@ -34,16 +33,17 @@ class FeatureNetwork:
         self.network = network.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.run = run
 
-    def look(self, pictures: Tensor, top: int = SHIFTS // 2, left: int = SHIFTS // 2) -> View:
-        """Look at pictures (B, 3, H, W) without a border, from row `top` and column `left` on."""
-        height, width = pictures.shape[2] - SHIFTS, pictures.shape[3] - SHIFTS
-        pixels = pictures[..., top : top + height, left : left + width]
+    def look(self, pictures: Tensor, window: Window) -> View:
+        """Look at a window of pictures (B, 3, H, W)."""
+        pixels = pictures[..., window.top : window.top + window.side, window.left : window.left + window.side]
+        if window.seen_side != window.side:
+            pixels = F.interpolate(pixels, size=(window.seen_side,) * 2, mode="bilinear", antialias=True)
         with self.run.autocast():
             return View(pixels, self.network(pixels))
 
     def channels(self) -> list[int]:
         """Of the features at each depth, finest first."""
-        return [f.shape[1] for f in self.look(torch.zeros(1, 3, 64, 64, device=self.run.device)).features]
+        return [f.shape[1] for f in self.network(torch.zeros(1, 3, 64, 64, device=self.run.device))]
 
 
 @torch.no_grad()
@@ -76,7 +76,8 @@ def validate_decoder(
             with source.run.autocast():
                 parts.append(decoder(z_q).clamp(0, 1))
             if eyes is not None:
-                distances.append(feature_distance(eyes.look(parts[-1]).features, eyes.look(x).features))
+                views = [eyes.look(pictures, Window.middle(x.shape[-1])) for pictures in (parts[-1], x)]
+                distances.append(feature_distance(views[0].features, views[1].features))
         x_hat = torch.cat(parts)
         numbers = {
             "psnr": mean_psnr(mean_squared_error(x_hat, held_out)),

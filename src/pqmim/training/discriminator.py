@@ -34,6 +34,41 @@ DEPTHS = 4
 """Features that have a head, from the finest on; deeper ones see objects, not textures."""
 
 
+MARGIN = 8
+"""Pixels by which the trained network sees less than a crop: room to shift what it sees."""
+SCALES = (0.75, 1.25)
+"""It sees crops scaled at random, for it reads every second pixel, then every second of these: dots that please it at
+one place and scale do not at another."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What of a square crop is seen, and how large.
+
+    Attributes:
+        top, left, side: pixels of the crop.
+        seen_side: pixels, after scaling.
+    """
+
+    top: int
+    left: int
+    side: int
+    seen_side: int
+
+    @classmethod
+    def middle(cls, crop: int) -> Window:
+        """All but the border, as it is."""
+        return cls(MARGIN // 2, MARGIN // 2, crop - MARGIN, crop - MARGIN)
+
+    @classmethod
+    def draw(cls, crop: int, generator: torch.Generator) -> Window:
+        """A random place and scale."""
+        top, left = torch.randint(0, MARGIN + 1, (2,), generator=generator).tolist()
+        smallest, largest = SCALES
+        scale = smallest + (largest - smallest) * float(torch.rand((), generator=generator))
+        return cls(top, left, crop - MARGIN, round(scale * (crop - MARGIN)))
+
+
 @dataclass(frozen=True)
 class View:
     """Pictures as the discriminator sees them.
@@ -57,18 +92,17 @@ class SentValues:
 
     Attributes:
         values: (B, V, rows, columns) float32, of the leading sub-quantizers.
-        top, left: pixels of the decoded picture above and left of what is seen.
+        window: what is seen of the pictures.
     """
 
     values: Tensor
-    top: int = 0
-    left: int = 0
+    window: Window
 
-    def on_grid(self, pixels: Tensor, grid: Tensor, sent: Tensor) -> Tensor:
-        """Something per position, (B, ..., rows, columns), at the places of `grid`, (B, C, h, w), a map of `pixels`."""
+    def on_grid(self, grid: Tensor, sent: Tensor) -> Tensor:
+        """Something per position, (B, ..., rows, columns), at the places of `grid`, (B, C, h, w), a map of the view."""
         rows, columns = (
-            ((torch.arange(count, device=sent.device) + 0.5) * side / count + start).long() // STRIDE
-            for count, side, start in zip(grid.shape[2:], pixels.shape[2:], (self.top, self.left), strict=True)
+            ((torch.arange(count, device=sent.device) + 0.5) * self.window.side / count + start).long() // STRIDE
+            for count, start in zip(grid.shape[2:], (self.window.top, self.window.left), strict=True)
         )
         return sent[..., rows[:, None], columns]
 
@@ -140,7 +174,7 @@ class Discriminator(nn.Module):
             assert isinstance(head, Head)
             seen = head.look(entry)
             if self.kind == "hinge":
-                values = sent.on_grid(view.pixels, seen, sent.values / self.scale[:, None, None])
+                values = sent.on_grid(seen, sent.values / self.scale[:, None, None])
                 seen = torch.cat([seen, values.to(seen.dtype)], dim=1)
             logits.append(head.say(F.leaky_relu(head.judge(seen), 0.2)))
         return logits
@@ -152,7 +186,7 @@ class Discriminator(nn.Module):
         with torch.autocast(values.device.type, enabled=False):
             return torch.cdist(places.flatten(0, 2), self.centers).argmin(1).view(places.shape[:3])
 
-    def own_loss(self, view: View, real: Sequence[Tensor], decoded: Sequence[Tensor], sent: SentValues) -> Tensor:
+    def own_loss(self, real: Sequence[Tensor], decoded: Sequence[Tensor], sent: SentValues) -> Tensor:
         """What the discriminator learns by, for logits of originals and of decoded pictures: -> (B,) float32."""
         losses = []
         labels = self.labels(sent.values) if self.kind == "labels" else None
@@ -160,14 +194,14 @@ class Discriminator(nn.Module):
             if labels is None:
                 places = F.relu(1 - is_real.float()) + F.relu(1 + is_decoded.float())
             else:
-                wanted = sent.on_grid(view.pixels, is_real, labels)
+                wanted = sent.on_grid(is_real, labels)
                 places = F.cross_entropy(is_real.float(), wanted, reduction="none")
                 fake = torch.full_like(wanted, len(self.centers))
                 places = places + F.cross_entropy(is_decoded.float(), fake, reduction="none")
             losses.append(places.flatten(1).mean(1))
         return torch.stack(losses).mean(0)
 
-    def decoder_loss(self, view: View, decoded: Sequence[Tensor], sent: SentValues) -> Tensor:
+    def decoder_loss(self, decoded: Sequence[Tensor], sent: SentValues) -> Tensor:
         """What the decoder learns by, for logits of decoded pictures: to be taken for real, (B,) float32."""
         losses = []
         labels = self.labels(sent.values) if self.kind == "labels" else None
@@ -175,7 +209,7 @@ class Discriminator(nn.Module):
             if labels is None:
                 places = -is_decoded.float()
             else:
-                wanted = sent.on_grid(view.pixels, is_decoded, labels)
+                wanted = sent.on_grid(is_decoded, labels)
                 places = F.cross_entropy(is_decoded.float(), wanted, reduction="none")
             losses.append(places.flatten(1).mean(1))
         return torch.stack(losses).mean(0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 CHROMA_SIDE = 8
 """Side, pixels, of the squares whose mean colors are compared."""
+PATTERN_SIDE = 16
+"""Side, pixels, of the squares whose mean shows what repeats: equal tokens give equal textures."""
 BLUE_DIFFERENCE, RED_DIFFERENCE = (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)
 """Cb and Cr of JPEG (ITU-T T.871, section 7) as weights of red, green and blue."""
 
@@ -46,27 +46,20 @@ def chroma_error(x_hat: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("kc,bchw->bkhw", to_chroma, difference).square().mean((1, 2, 3)) * 255.0**2
 
 
-def feature_distance(decoded: Sequence[Tensor], original: Sequence[Tensor]) -> Tensor:
-    """How far apart two pictures are for a network: the mean over its depths of |a - b|^2, a and b of unit length.
-
-    Source: Zhang et al. 2018 (LPIPS), arXiv:1801.03924, section 3; differs: channels have equal weights, which asks
-    for no judgements by people.
+def repeated_error(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Squared error of the mean of all squares of 16 x 16 pixels, less that of its color: what repeats.
 
     Args:
-        decoded, original: features of each depth, (B, C, h, w).
+        x_hat, x: (B, 3, H, W) float32 in [0, 1], sides multiples of 16.
 
     Returns:
-        (B,) float32 in [0, 4].
+        (B,) float32, in grey levels squared.
     """
-    distances = [
-        (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean((1, 2))
-        for a, b in zip(decoded, original, strict=True)
-    ]
-    return torch.stack(distances).mean(0)
+    return _mean_square(x_hat, x, PATTERN_SIDE).square().mean((1, 2, 3)) * 255.0**2
 
 
 def grid_pattern(x_hat: Tensor, x: Tensor, period: int = 16) -> Tensor:
-    """Strength of a pattern that repeats: RMS, grey levels, of the mean error at each of period x period places.
+    """Strength of a pattern that repeats in all pictures: RMS, grey levels, of the mean error at each of its places.
 
     Errors that do not repeat average out with the number of pictures; what a decoder adds everywhere stays.
 
@@ -76,5 +69,10 @@ def grid_pattern(x_hat: Tensor, x: Tensor, period: int = 16) -> Tensor:
     Returns:
         () float32.
     """
-    error = (x_hat.float() - x).unflatten(3, (-1, period)).unflatten(2, (-1, period)).mean((0, 2, 4))  # (3, p, p)
-    return (error - error.mean((1, 2), keepdim=True)).square().mean().sqrt() * 255.0  # type: ignore[no-any-return]
+    return _mean_square(x_hat, x, period).mean(0).square().mean().sqrt() * 255.0
+
+
+def _mean_square(x_hat: Tensor, x: Tensor, side: int) -> Tensor:
+    """Mean over the squares of each picture of what the error has beside its mean: -> (B, 3, side, side)."""
+    error = (x_hat.float() - x).unflatten(3, (-1, side)).unflatten(2, (-1, side)).mean((2, 4))
+    return error - error.mean((2, 3), keepdim=True)  # type: ignore[no-any-return]

@@ -4,12 +4,13 @@ Up to three stages, each skipped if it has no steps:
 
 1. *distortion*: by squared error alone. A faithful decoder ends here.
 2. *perceptual*: squared error, mean colors, and a heavy distance of the features of a network trained on photographs.
-3. *adversarial*: a quarter of that weight, and an adversary that tells decoded pictures from photographs.
+3. *adversarial*: less of that weight, and an adversary that tells decoded pictures from photographs.
 """
 
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from pqmim.config import AutoencoderConfig
+from pqmim.decoder_files import load_decoder
 from pqmim.errors import ConfigError
 from pqmim.model_files import SUFFIX
 from pqmim.perceptual.efficientnet import load_efficientnet_lite0
+from pqmim.perceptual.features import feature_distance
 from pqmim.training.autoencoder import Synthesis, grow
 from pqmim.training.checkpoints import load_any_synthesis, load_tokenizer, save_tokenizer, token_model_id
 from pqmim.training.data import STAGE_STEPS, Sampler
-from pqmim.training.decoder_validation import SHIFTS, FeatureNetwork, validate_decoder
-from pqmim.training.discriminator import Discriminator, SentValues, fit_features, fit_labels, leading_values
+from pqmim.training.decoder_validation import FeatureNetwork, validate_decoder
+from pqmim.training.discriminator import Discriminator, SentValues, Window, fit_features, fit_labels, leading_values
 from pqmim.training.export import save_decoder
-from pqmim.training.losses import chroma_error, feature_distance, mean_squared_error
+from pqmim.training.losses import chroma_error, mean_squared_error, repeated_error
 from pqmim.training.recipes import DecoderTraining, StageConfig
 from pqmim.training.token_source import TokenSource
 from pqmim.training.train_tokenizer import NOT_IN_FACTS
@@ -95,20 +98,23 @@ def train(config: DecoderTraining, *, resume: str | Path | None = None) -> Path:
         save_tokenizer(path, tokenizer, facts)
         return path
     path = config.run.output / f"{config.name}{SUFFIX}"
-    save_decoder(path, config.name, module.synthesis, model_id, facts, faithful=faithful)
+    start_file = None if faithful is None else load_decoder(faithful)
+    save_decoder(path, config.name, module.synthesis, model_id, facts, faithful=start_file)
+    if faithful is not None and faithful.parent.resolve() != path.parent.resolve():
+        shutil.copyfile(faithful, path.parent / faithful.name)  # it must lie beside
     return path
 
 
-def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, bytes | None]:
+def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, Path | None]:
     """The decoder to start from, grown to the recipe's sizes.
 
     Returns:
-        The synthesis; the id of the faithful decoder, if this one is fine-tuned from it for realism.
+        The synthesis; the file of the faithful decoder, if this one is fine-tuned from it for realism.
 
     Raises:
         ConfigError: it is larger.
     """
-    earlier, decoder_id = load_any_synthesis(config.start_from)
+    earlier, faithful = load_any_synthesis(config.start_from)
     before = earlier.config
     sizes = replace(before, channels=config.channels or before.channels, blocks=config.blocks or before.blocks)
     synthesis = Synthesis(sizes)
@@ -117,7 +123,7 @@ def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, bytes | None
     except ValueError as error:
         raise ConfigError(f"{config.start_from}: start_from: the recipe has {error} than this decoder") from error
     is_fine_tuned = not config.distortion.steps and sizes == before
-    return synthesis, decoder_id if is_fine_tuned else None
+    return synthesis, faithful if is_fine_tuned else None
 
 
 def make_discriminator(config: DecoderTraining, source: TokenSource, eyes: FeatureNetwork) -> Discriminator:
@@ -141,7 +147,7 @@ def fit_discriminator(
     for batch in range(-(-config.terms.label_crops // 8)):
         x = sampler.batch(len(STAGES) * STAGE_STEPS + batch, 8)  # crops that no stage draws
         if batch == 0:
-            fit_features(discriminator, eyes.look(x).features)
+            fit_features(discriminator, eyes.look(x, Window.middle(x.shape[-1])).features)
         sent = source.draw(x, Draws(config.run.seed, batch, 8, slice(None), x.device))
         values = leading_values(quantizer, sent.z_q, config.terms.label_subquantizers)
         parts.append(values.permute(0, 2, 3, 1).flatten(0, 2).cpu())
@@ -171,7 +177,7 @@ def train_stage(
     weight = terms.weight_with_adversary if is_adversarial else terms.weight
 
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        top, left = torch.randint(0, SHIFTS + 1, (2,), generator=draws.generator).tolist()
+        window = Window.draw(x.shape[-1], draws.generator)
         sent = source.draw(x, draws)
         with run.autocast():
             x_hat = module.synthesis(sent.z_q)
@@ -181,22 +187,24 @@ def train_stage(
         cost = fidelity * found["mse"]
         if is_perceptual:
             assert eyes is not None
-            decoded = eyes.look(x_hat, top, left)
+            decoded = eyes.look(x_hat, window)
             with torch.no_grad():
-                original = eyes.look(x, top, left)
+                original = eyes.look(x, window)
             found["chroma"] = chroma_error(x_hat, x)
             found["features"] = feature_distance(decoded.features, original.features)
-            cost = cost + terms.chroma_weight * fidelity * found["chroma"] + weight * found["features"]
+            found["pattern"] = repeated_error(x_hat, x)
+            cost = cost + fidelity * terms.chroma_weight * found["chroma"] + weight * found["features"]
+            cost = cost + fidelity * terms.pattern_weight * found["pattern"]
         if is_adversarial:
             assert discriminator is not None
-            sent_values = SentValues(leading_values(quantizer, sent.z_q, terms.label_subquantizers), top, left)
+            sent_values = SentValues(leading_values(quantizer, sent.z_q, terms.label_subquantizers), window)
             with run.autocast():
                 discriminator.requires_grad_(False)
                 logits = discriminator(decoded, sent_values)
                 discriminator.requires_grad_(True)
                 judged = discriminator(original, sent_values), discriminator(decoded.detached(), sent_values)
-            found["taken_for_real"] = discriminator.decoder_loss(decoded, logits, sent_values)
-            found["adversary"] = discriminator.own_loss(original, *judged, sent_values)
+            found["taken_for_real"] = discriminator.decoder_loss(logits, sent_values)
+            found["adversary"] = discriminator.own_loss(*judged, sent_values)
             rise = min(1.0, (step + 1) / terms.adversary_delay)
             cost = cost + terms.adversary_weight * rise * found["taken_for_real"] + found["adversary"]
         found["loss"] = cost
