@@ -184,19 +184,24 @@ def _check_inner(latent_channels: int, sizes: QuantizerConfig) -> None:
 class EntropyModelConfig(Shape):
     """The masked transformer.
 
+    Its layers are numbered through: those of the first group of sub-quantizers, then those of each later group.
+
     Attributes:
         width: channels of the residual stream; a multiple of `head_width` and of 16.
-        num_layers: transformer layers.
-        attention_every: layers 0, n, 2n, ... have attention; the others mix neighbors by shifted channels alone.
+        num_layers: transformer layers of the first group.
+        later_layers: those of each later group.
+        attention_every: layers 0, n, 2n, ... of a group have attention; the others mix neighbors by shifted channels
+            alone.
         head_width: channels of an attention head.
         mlp_ratio: hidden channels of the feed-forward part, in widths.
-        window: side of the attention windows, positions; every other attention is shifted by half.
+        window: side of the attention windows, positions, a multiple of 4; every other attention is shifted by half.
         token_rank: inner dimension between a head output and the factors of the codewords.
         group_steps: groups of sub-quantizers in the schedule, and the steps of each (`schedule.Schedule`).
     """
 
     width: int = 192
     num_layers: int = 5
+    later_layers: int = 2
     attention_every: int = 2
     head_width: int = 32
     mlp_ratio: int = 4
@@ -205,12 +210,46 @@ class EntropyModelConfig(Shape):
     group_steps: tuple[int, ...] = (5, 2, 1)
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "attention_every", "head_width", "mlp_ratio", "window", "token_rank"):
+        sizes = ("width", "num_layers", "later_layers", "attention_every", "head_width", "mlp_ratio", "window")
+        for name in (*sizes, "token_rank"):
             _check(name, getattr(self, name), 1)
         if self.width % self.head_width or self.width % 16:
             raise ValueError("width must be a multiple of head_width and of 16")
+        if self.window % 4:
+            raise ValueError("window must be a multiple of 4")
         if max(self.width * self.mlp_ratio, self.window**2, self.token_rank) > MAX_INNER:
             raise ValueError(f"width * mlp_ratio, window^2 and token_rank must be at most {MAX_INNER}")
+
+    @property
+    def total_layers(self) -> int:
+        """Layers of all groups."""
+        return self.num_layers + self.later_layers * (len(self.group_steps) - 1)
+
+    def layers_of(self, group: int) -> range:
+        """Numbers of the layers of a group."""
+        first = self.num_layers + self.later_layers * (group - 1)
+        return range(first, first + self.later_layers) if group else range(self.num_layers)
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether a layer attends."""
+        return self._place(layer)[1] % self.attention_every == 0
+
+    def is_shifted(self, layer: int) -> bool:
+        """Whether the windows of a layer's attention are shifted by half."""
+        group, index = self._place(layer)
+        return (index // self.attention_every + group) % 2 == 1
+
+    def is_last(self, layer: int) -> bool:
+        """Whether it is the last layer of its group, whose feed-forward part sees its own position alone."""
+        group, index = self._place(layer)
+        return index == len(self.layers_of(group)) - 1
+
+    def _place(self, layer: int) -> tuple[int, int]:
+        """Group of a layer, and its number there."""
+        if layer < self.num_layers:
+            return 0, layer
+        group, index = divmod(layer - self.num_layers, self.later_layers)
+        return group + 1, index
 
 
 @dataclass(frozen=True)

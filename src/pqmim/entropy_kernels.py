@@ -39,20 +39,25 @@ class GraphParts:
         def session(name: str, layer: int = 0) -> Session:
             return Session(model, name, layer=layer, providers=providers)
 
-        layers = range(config.num_layers)
+        layers, groups = range(config.total_layers), range(len(config.group_steps))
+        attending = [layer for layer in layers if config.has_attention(layer)]
         self._factors = TokenFactors(model.tensors)
-        self._embed, self._frequencies = session("embed"), session("frequencies")
-        self._attention = {layer: session(f"{kernel}/attend", layer) for layer in layers[:: config.attention_every]}
-        self._project = {layer: session(f"{kernel}/project", layer) for layer in self._attention}
+        self._embed, self._frequencies = [session("embed", group) for group in groups], session("frequencies")
+        self._keys_values = {layer: session(f"{kernel}/keys_values", layer) for layer in attending}
+        self._attend = {layer: session(f"{kernel}/attend", layer) for layer in attending}
+        self._project = {layer: session(f"{kernel}/project", layer) for layer in attending}
         self._feed = [session(f"{kernel}/feed", layer) for layer in layers]
-        self._heads = [session(f"{kernel}/head.{group}") for group in range(len(config.group_steps))]
+        self._heads = [session(f"{kernel}/head.{group}") for group in groups]
 
-    def embed(self, embedded: Stream) -> tuple[Stream, Activations]:
-        h, x = self._embed.run(embedded=embedded)
+    def embed(self, group: int, h: Stream, embedded: Stream) -> tuple[Stream, Activations]:
+        h, x = self._embed[group].run(h=h, embedded=embedded)
         return h, x
 
-    def attend(self, layer: int, x: Activations, mask: Stream) -> Activations:
-        return self._attention[layer].run(x=x, mask=mask)[0]
+    def keys_values(self, layer: int, x: Activations) -> Activations:
+        return self._keys_values[layer].run(x=x)[0]
+
+    def attend(self, layer: int, x: Activations, kv: Activations, bias: Stream, mask: Stream) -> Activations:
+        return self._attend[layer].run(x=x, kv=kv, bias=bias, mask=mask)[0]
 
     def project(self, layer: int, h: Stream, mixed: Activations) -> tuple[Stream, Activations]:
         h, x = self._project[layer].run(h=h, mixed=mixed)
@@ -140,22 +145,32 @@ def is_exact(parts: Parts, reference: Parts, config: ModelConfig) -> bool:
         return x
 
     questions: list[tuple[str, tuple[Any, ...]]] = []
-    embedded = rng.integers(-(1 << 22), 1 << 22, (QUESTION_ROWS, width)).astype(np.float32)
-    questions.append(("embed", (embedded,)))
-    mask = np.zeros((1, 1, 1, num_keys), np.float32)
-    mask[..., :3] = OUTSIDE
-    for layer in range(config.entropy.num_layers):
+
+    def stream() -> Stream:
         h = rng.integers(-RESIDUAL_MAX, RESIDUAL_MAX, (QUESTION_ROWS, width)).astype(np.float32)
         h[1:] = rng.integers(-2000, 2000, (QUESTION_ROWS - 1, width))
-        if layer % config.entropy.attention_every == 0:
+        return h
+
+    for group in range(len(config.entropy.group_steps)):
+        embedded = rng.integers(-(1 << 22), 1 << 22, (QUESTION_ROWS, width)).astype(np.float32)
+        questions.append(("embed", (group, stream(), embedded)))
+    mask = np.zeros((2, 1, 1, num_keys), np.float32)
+    mask[0, ..., :3] = mask[1] = OUTSIDE
+    heads = (width // config.entropy.head_width, QUESTION_ROWS, num_keys)
+    bias = rng.integers(-300, 300, heads).astype(np.float32)
+    for layer in range(config.entropy.total_layers):
+        if config.entropy.has_attention(layer):
+            queries = activations(2 * QUESTION_ROWS).reshape(2, QUESTION_ROWS, width)
+            kv = activations(4 * num_keys).reshape(2, num_keys, 2 * width)
             questions += [
-                ("attend", (layer, activations(num_keys), mask)),
-                ("project", (layer, h, activations(QUESTION_ROWS))),
+                ("keys_values", (layer, activations(QUESTION_ROWS))),
+                ("attend", (layer, queries, kv, bias, mask)),
+                ("project", (layer, stream(), activations(QUESTION_ROWS))),
             ]
-        questions.append(("feed", (layer, h, activations(QUESTION_ROWS))))
-    heads = [reference.head(group, activations(QUESTION_ROWS)) for group in range(len(config.entropy.group_steps))]
-    questions += [("head", (group, activations(QUESTION_ROWS))) for group in range(len(heads))]
-    questions.append(("frequencies", (heads[0], 0, 0)))
+        questions.append(("feed", (layer, stream(), activations(QUESTION_ROWS))))
+    outputs = [reference.head(group, activations(QUESTION_ROWS)) for group in range(len(config.entropy.group_steps))]
+    questions += [("head", (group, activations(QUESTION_ROWS))) for group in range(len(outputs))]
+    questions.append(("frequencies", (outputs[0], 0, 0)))
     for name, arguments in questions:
         answers = [getattr(implementation, name)(*arguments) for implementation in (parts, reference)]
         for got, wanted in zip(*((a if isinstance(a, tuple) else (a,)) for a in answers), strict=True):

@@ -3,7 +3,7 @@ file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from pqmim.fixed_point import (
     bias_room,
     exponential_table_length,
 )
+from pqmim.range_coding import PRECISION
+from pqmim.schedule import Schedule
 
 Tensors = Mapping[str, NDArray[Any]]
 Expected = tuple[str, type, tuple[int, ...]]
@@ -31,19 +33,20 @@ Expected = tuple[str, type, tuple[int, ...]]
 
 
 def check_entropy_weights(
-    tensors: Tensors, config: EntropyModelConfig, num_subquantizers: int, num_codewords: int, num_kept: int
+    tensors: Tensors, config: EntropyModelConfig, runs: Sequence[slice], num_codewords: int
 ) -> None:
     """Refuse weights that are missing, or with which a sum might not be exact.
 
     Args:
         tensors: of a model file.
-        num_subquantizers, num_codewords, num_kept: M, K and D' of the tokenizer.
+        runs: kept channels of each sub-quantizer of the tokenizer.
+        num_codewords: K.
 
     Raises:
         ModelError: names the tensor.
     """
     num_levels = len(tensors["entropy.token_values"]) if "entropy.token_values" in tensors else 0
-    for name, kind, shape in _expected(config, num_subquantizers, num_codewords, num_kept, num_levels):
+    for name, kind, shape in _expected(config, runs, num_codewords, num_levels):
         tensor = tensors.get(f"entropy.{name}")
         if tensor is None or tensor.dtype != kind or tensor.shape != shape:
             raise ModelError(f"weights lack {name} as {kind.__name__} {shape}")
@@ -51,34 +54,46 @@ def check_entropy_weights(
             raise ModelError(f"weights of {name} are out of bounds")
 
 
+def embed_inputs(runs: Sequence[slice], schedule: Schedule, group: int, num_levels: int) -> int:
+    """Inputs of the embedding of a group's tokens: channels of their codewords and a flag each, levels in the first."""
+    first, last = schedule.group_bounds(group)
+    return int(runs[last - 1].stop - runs[first].start) + last - first + (num_levels if group == 0 else 0)
+
+
 def _expected(
-    config: EntropyModelConfig, num_subquantizers: int, num_codewords: int, num_kept: int, num_levels: int
+    config: EntropyModelConfig, runs: Sequence[slice], num_codewords: int, num_levels: int
 ) -> Iterator[Expected]:
-    width, rank = config.width, config.token_rank
-    yield "token_values", np.int8, (num_levels, num_codewords, num_kept)
-    yield from _linear("embed", num_kept + num_subquantizers + num_levels, width)
-    for layer in range(config.num_layers):
+    width, rank, num_subquantizers = config.width, config.token_rank, len(runs)
+    schedule = Schedule(num_subquantizers, config.group_steps)
+    yield "token_values", np.int8, (num_levels, num_codewords, runs[-1].stop)
+    for group in range(schedule.num_groups):
+        num_inputs = embed_inputs(runs, schedule, group, num_levels)
+        yield from _linear(f"embed.{group}", num_inputs, width, has_bias=group == 0)
+    for layer in range(config.total_layers):
         prefix = f"layers.{layer}."
-        if layer % config.attention_every == 0:
+        if config.has_attention(layer):
+            heads = width // config.head_width
             yield from _linear(prefix + "attention.query_key_value", width, 3 * width)
             yield from _linear(prefix + "attention.project", width, width)
-            table = ((2 * config.window - 1) ** 2, width // config.head_width)
-            yield prefix + "attention.position_bias", np.int32, table
+            yield prefix + "attention.position_bias", np.int32, ((2 * config.window - 1) ** 2, heads)
+            yield prefix + "attention.sink", np.int32, (heads,)
         yield from _linear(prefix + "feed_forward.expand", width, config.mlp_ratio * width)
         yield from _linear(prefix + "feed_forward.project", config.mlp_ratio * width, width)
     yield from _linear("head", width, num_subquantizers * rank)
     yield "token_factors.weight", np.int8, (num_levels, num_subquantizers, num_codewords, rank)
     yield "token_factors.scale", np.float32, (num_levels, num_subquantizers)
     yield "token_bias", np.int32, (num_levels, num_subquantizers, num_codewords)
+    yield "first_frequencies", np.int32, (num_levels, schedule.steps[0].last, num_codewords)
     yield "score_table", np.int32, (exponential_table_length(ATTENTION_ONE, SCORE_UNIT),)
     yield "logit_table", np.int32, (exponential_table_length(EXPONENTIAL_ONE, LOGIT_UNIT),)
 
 
-def _linear(name: str, num_inputs: int, num_outputs: int) -> Iterator[Expected]:
+def _linear(name: str, num_inputs: int, num_outputs: int, *, has_bias: bool = True) -> Iterator[Expected]:
     if num_inputs > MAX_INNER:
         raise ModelError(f"inner dimension {num_inputs} of {name} is above {MAX_INNER}: sums would not be exact")
     yield name + ".weight", np.int8, (num_outputs, num_inputs)
-    yield name + ".bias", np.int32, (num_outputs,)
+    if has_bias:
+        yield name + ".bias", np.int32, (num_outputs,)
     yield name + ".scale", np.float32, (num_outputs,)
 
 
@@ -94,7 +109,9 @@ def _is_within_bounds(name: str, tensor: NDArray[Any], tensors: Tensors) -> bool
         return bool(
             low >= 0 and tensor[0] > 0 and high <= (ATTENTION_ONE if name == "score_table" else EXPONENTIAL_ONE)
         )
-    if name.endswith("position_bias"):
+    if name == "first_frequencies":
+        return bool(low >= 1 and (tensor.sum(-1, dtype=np.int64) == 1 << PRECISION).all())
+    if name.endswith(("position_bias", "sink")):
         largest = POSITION_BIAS_MAX
     elif name == "token_bias":
         largest = TOKEN_BIAS_MAX

@@ -37,16 +37,25 @@ class Parts(Protocol):
 
     kernel: str
 
-    def embed(self, embedded: Stream) -> tuple[Stream, Activations]:
-        """Embedding sums (n, C) -> h, x."""
+    def embed(self, group: int, h: Stream, embedded: Stream) -> tuple[Stream, Activations]:
+        """Add the embedding sums (n, C) of tokens of a group to the residual stream -> h, x."""
         ...
 
-    def attend(self, layer: int, x: Activations, mask: Stream) -> Activations:
-        """Attention in windows of T rows each.
+    def keys_values(self, layer: int, x: Activations) -> Activations:
+        """Keys and values (n, 2 C) of content."""
+        ...
+
+    def attend(self, layer: int, x: Activations, kv: Activations, bias: Stream, mask: Stream) -> Activations:
+        """What queries take from the content of their windows.
 
         Args:
-            x: (windows * T, C).
-            mask: (windows, 1, 1, T), 0 or a large negative integer where a key is outside of the grid.
+            x: (windows, Q, C), from which the queries are made.
+            kv: (windows, T, 2 C), from `keys_values`.
+            bias: (heads, Q, T) integers in SCORE_UNIT, by relative position.
+            mask: (windows or 1, 1, 1, T), 0 or a large negative integer where there is no content.
+
+        Returns:
+            (windows * Q, C).
         """
         ...
 
@@ -72,6 +81,13 @@ class Parts(Protocol):
             (m, n, K), each row >= 1 and summing to 2^16.
         """
         ...
+
+
+def position_bias(table: NDArray[np.int32], window: int) -> Stream:
+    """Table of relative positions ((2 * window - 1)^2, heads) -> (heads, T, T), of queries and keys in raster order."""
+    y, x = (axis.ravel() for axis in np.mgrid[:window, :window])
+    pairs = (y[:, None] - y + window - 1) * (2 * window - 1) + x[:, None] - x + window - 1
+    return np.ascontiguousarray(table[pairs].transpose(2, 0, 1), np.float32)
 
 
 class TokenFactors:
@@ -114,26 +130,35 @@ class NumpyParts:
         self._schedule = Schedule(num_subquantizers, config.group_steps)
         self._factors = TokenFactors(tensors)
         self._linears: dict[tuple[str, int, int], _Linear] = {}
-        self._biases: dict[int, Stream] = {}
 
-    def embed(self, embedded: Stream) -> tuple[Stream, Activations]:
-        h = np.rint(embedded * self._tensors["entropy.embed.scale"])
-        np.clip(h, -RESIDUAL_MAX, RESIDUAL_MAX, out=h)
-        return h, _normalize(h)
+    def embed(self, group: int, h: Stream, embedded: Stream) -> tuple[Stream, Activations]:
+        return self._added(h, embedded * self._tensors[f"entropy.embed.{group}.scale"])
 
-    def attend(self, layer: int, x: Activations, mask: Stream) -> Activations:
+    def keys_values(self, layer: int, x: Activations) -> Activations:
+        width = self._config.width
+        linear = self._linear(f"layers.{layer}.attention.query_key_value", width, 3 * width)
+        return _activations(linear.requantized(_values(x)))
+
+    def attend(self, layer: int, x: Activations, kv: Activations, bias: Stream, mask: Stream) -> Activations:
         width, head_width = self._config.width, self._config.head_width
-        num_keys, heads = self._config.window**2, width // head_width
-        qkv = self._linear(f"layers.{layer}.attention.query_key_value").requantized(_values(x))
-        q, k, v = qkv.reshape(-1, num_keys, 3, heads, head_width).transpose(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(0, 1, 3, 2)  # (windows, heads, T, T) integers
+        count, num_keys, heads = len(x), kv.shape[1], width // head_width
+        linear = self._linear(f"layers.{layer}.attention.query_key_value", 0, width)
+        q = (
+            linear.requantized(_values(x.reshape(-1, width)))
+            .reshape(count, -1, heads, head_width)
+            .transpose(0, 2, 1, 3)
+        )
+        k, v = _values(kv).reshape(count, num_keys, 2, heads, head_width).transpose(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(0, 1, 3, 2)  # (windows, heads, Q, T) integers
         scores *= np.float32(score_scale(head_width))
         np.rint(scores, out=scores)
-        scores += self._position_bias(layer)
-        scores += mask
-        weights = _looked_up(self._score_table, scores.max(-1, keepdims=True) - scores)
+        scores += bias + mask
+        sink = self._tensors[f"entropy.layers.{layer}.attention.sink"].astype(np.float32)[:, None, None]
+        best = np.maximum(scores.max(-1, keepdims=True), sink)
+        weights = _looked_up(self._score_table, best - scores)
+        total = weights.sum(-1, keepdims=True) + _looked_up(self._score_table, best - sink)
         mixed = weights @ v  # |sum| <= T * 127^2 < 2^24
-        mixed /= weights.sum(-1, keepdims=True)
+        mixed /= total
         np.rint(mixed, out=mixed)
         return _activations(mixed.transpose(0, 2, 1, 3).reshape(-1, width))
 
@@ -192,16 +217,6 @@ class NumpyParts:
             )
             self._linears[key] = _Linear(weight, bias, scale)
         return self._linears[key]
-
-    def _position_bias(self, layer: int) -> Stream:
-        """(heads, T, T), in SCORE_UNIT."""
-        if layer not in self._biases:
-            window = self._config.window
-            y, x = (axis.ravel() for axis in np.mgrid[:window, :window])
-            pairs = (y[:, None] - y + window - 1) * (2 * window - 1) + x[:, None] - x + window - 1
-            table = self._tensors[f"entropy.layers.{layer}.attention.position_bias"]
-            self._biases[layer] = np.ascontiguousarray(table[pairs].transpose(2, 0, 1), np.float32)
-        return self._biases[layer]
 
 
 class _Linear:

@@ -15,6 +15,7 @@ tokens on every machine.
 from __future__ import annotations
 
 from functools import cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,18 +43,14 @@ def expected_latent(
     m, height, width = grid.tokens.shape
     tokens, known = grid.tokens.reshape(m, -1), grid.known.reshape(m, -1)
     latent = quantizer.dequantize(grid.tokens, level)
-    positions = np.flatnonzero((~known).any(0))
-    if len(positions) == 0:
+    if known.all():
         return latent
-    state = entropy_model.start(height, width, level)
-    entropy_model.reveal_grid(state, tokens, known)
-    hidden = entropy_model.hidden(state, positions)
     z = latent.reshape(latent.shape[1], -1)
-    for group in range(entropy_model.schedule.num_groups):
+    for group, head in enumerate(entropy_model.heads_of_known(height, width, level, tokens, known)):
         first, last = entropy_model.schedule.group_bounds(group)
-        if known[first:last].all():
+        positions = np.flatnonzero((~known[first:last]).any(0))
+        if len(positions) == 0:
             continue
-        head = entropy_model.head(hidden, group)
         for index, run in enumerate(quantizer.runs[first:last]):
             codewords, channels = quantizer.codebook[level][:, run], quantizer.order[run]
             blocks = [(slice(index, index + 1), columns) for columns in _chunks(len(positions))]
@@ -94,8 +91,6 @@ def sample(
     random = np.random.PCG64(seed)
     m, height, width = grid.tokens.shape
     tokens, known = grid.tokens.reshape(m, -1).copy(), grid.known.reshape(m, -1).copy()
-    state = entropy_model.start(height, width, level)
-    entropy_model.reveal_grid(state, tokens, known)
     for group in range(schedule.num_groups):
         first, last = schedule.group_bounds(group)
         share = schedule.group_steps[group] / sum(schedule.group_steps)
@@ -105,7 +100,8 @@ def sample(
             positions = np.flatnonzero((~known[first:last]).any(0))
             if len(positions) == 0:
                 break
-            head = entropy_model.head(entropy_model.hidden(state, positions), group)
+            heads = entropy_model.heads_of_known(height, width, level, tokens, known)
+            head = next(islice(heads, group, None))
             is_new = ~known[first:last, positions]  # (m, n)
             drawn, confidence = _draw(entropy_model, head, level, first, is_new, 1 / temperature, random)
             num_left = total * (num_passes**2 - (index + 1) ** 2) // num_passes**2
@@ -119,7 +115,6 @@ def sample(
             tokens[first:last, here] = np.where(is_new[:, keep], drawn[:, keep], tokens[first:last, here])
             newly = np.zeros_like(known)
             newly[first:last, here] = is_new[:, keep]
-            entropy_model.reveal_grid(state, tokens, newly)
             known |= newly
     return tokens.reshape(m, height, width)
 

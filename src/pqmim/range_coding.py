@@ -61,7 +61,10 @@ class TokenWriter:
         Raises:
             ValueError: frequencies or tokens are not as described there.
         """
-        probabilities = _probabilities(frequencies)
+        return self.code_probabilities(_probabilities(frequencies), tokens)
+
+    def code_probabilities(self, probabilities: NDArray[np.float32], tokens: IntArray | None) -> NDArray[np.int64]:
+        """The same for frequencies that were checked and converted already."""
         num_tokens, alphabet_size = probabilities.shape
         if tokens is None or tokens.shape != (num_tokens,):
             raise ValueError(f"{num_tokens} rows of frequencies need as many tokens")
@@ -134,7 +137,7 @@ class TokenReader:
             decoded = self._decoder.decode(_MODEL_FAMILY, probabilities)
         except AssertionError:  # how constriction says it
             raise DamagedFileError("the payload cannot be decoded") from None
-        return self._rewriter.code(frequencies, decoded)
+        return self._rewriter.code_probabilities(probabilities, decoded)
 
     def finish(self) -> None:
         """Check that the payload is the one that a writer makes of the tokens read.
@@ -213,6 +216,10 @@ def _probabilities(frequencies: IntArray) -> NDArray[np.float32]:
     """Check frequencies (n, K) and return them as exact float32 probabilities."""
     if frequencies.ndim != 2 or frequencies.shape[1] < 2 or not np.issubdtype(frequencies.dtype, np.integer):
         raise ValueError("frequencies must be an (n, K) array of integers with K >= 2")
-    if frequencies.size and (frequencies.min() < 1 or (frequencies.sum(axis=1) != 1 << PRECISION).any()):
+    probabilities = frequencies.astype(np.float32)
+    probabilities *= np.float32(1 / (1 << PRECISION))
+    # Sums of positive numbers, exact up to 2^24 / 2^16, so that they are one only where the integers' sums are right.
+    sums = probabilities @ np.ones(frequencies.shape[1], np.float32)
+    if frequencies.size and (frequencies.min() < 1 or (sums != 1).any()):
         raise ValueError(f"frequencies must be at least 1 and sum to 2**{PRECISION} in each row")
-    return frequencies.astype(np.float32) / np.float32(1 << PRECISION)
+    return probabilities

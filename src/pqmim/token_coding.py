@@ -18,8 +18,8 @@ from pqmim.quantizer import Latent, ProductQuantizer, Tokens
 from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
 from pqmim.rate_control import solve
 
-CHUNK_TOKENS = 1 << 13
-"""Tokens whose frequencies are computed at a time; bounds memory for large images."""
+CHUNK_TOKENS = 1 << 11
+"""Tokens whose frequencies are computed at a time: they fit the cache, and memory is bounded for large images."""
 
 STATIC_SHARE = 0.8
 """Weight of the static prior in the choice of tokens; chosen on the validation photos."""
@@ -99,7 +99,7 @@ def code_tokens(
         positions = entropy_model.positions(state, step)
         if len(positions) == 0:
             continue
-        head = entropy_model.head(entropy_model.hidden(state, positions), step.group)
+        head = entropy_model.head(state, step)
         blocks = list(_blocks(step.last - step.first, len(positions)))
         for (rows, columns), frequencies in zip(
             blocks, entropy_model.frequency_blocks(head, level, step.first, blocks), strict=True
@@ -116,7 +116,7 @@ def code_tokens(
                 if after_step is not None:
                     after_step(grid)
                 return grid
-        entropy_model.reveal(state, positions, step.first, step.last, tokens[step.first : step.last, positions])
+        entropy_model.reveal(state, step, tokens[step.first : step.last, positions])
         if after_step is not None:
             after_step(grid)
     return grid

@@ -20,14 +20,17 @@ import safetensors
 from numpy.typing import NDArray
 
 from pqmim.config import EntropyModelConfig, ModelConfig, QualityRange, QuantizerConfig, TokensConfig
+from pqmim.entropy_weights import embed_inputs
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.fixed_point import MAX_INNER
 from pqmim.model_files import Graph, ModelFile
 from pqmim.runtime import Workers
+from pqmim.schedule import Schedule
 
 CONFIG = EntropyModelConfig(
     width=96,
     num_layers=4,
+    later_layers=2,
     attention_every=2,
     head_width=32,
     mlp_ratio=2,
@@ -46,7 +49,7 @@ NUM_PRODUCTS = 9
 """their outputs,"""
 VOCABULARIES = (2, 3, 16, 256, 4096)
 """and numbers of codewords whose frequencies are."""
-FREQUENCIES_HASH = "09fbf06be6e702731ee0eae059cbef1f7bd13ba31bfe7d2906925a56655f8a20"
+FREQUENCIES_HASH = "1d7cf19e7b5423bdc8e171e1b5a6212f030a3ec1248634c60f2f941d6ee4c073"
 """SHA-256 of `coded_frequencies`. It changes only with the arithmetic itself, and then no file that was written
 before can be read."""
 GRAPHS = Path(__file__).parents[1] / "data" / "formula_graphs.safetensors"
@@ -69,27 +72,35 @@ def exact_tensors() -> dict[str, NDArray[Any]]:
     def add(name: str, shape: tuple[int, ...], largest: int, dtype: type) -> None:
         tensors[name] = integers(len(tensors) + 1, shape, largest).astype(dtype)
 
-    def add_linear(name: str, outputs: int, inputs: int, typical_output: float) -> None:
+    def add_linear(name: str, outputs: int, inputs: int, typical_output: float, *, has_bias: bool = True) -> None:
         add(name + ".weight", (outputs, inputs), 127, np.int8)
-        add(name + ".bias", (outputs,), 20_000, np.int32)
+        if has_bias:
+            add(name + ".bias", (outputs,), 20_000, np.int32)
         row = integers(len(tensors) + 1, (outputs,), 512) / 2048 + 1
         tensors[name + ".scale"] = (row * (typical_output / (73 * 20 * math.sqrt(inputs)))).astype(np.float32)
 
     add("token_values", (NUM_LEVELS, NUM_CODEWORDS, num_kept), 127, np.int8)
-    add_linear("embed", CONFIG.width, num_kept + m + NUM_LEVELS, 300)
-    for index in range(CONFIG.num_layers):
+    schedule = Schedule(m, CONFIG.group_steps)
+    for group in range(schedule.num_groups):
+        inputs = embed_inputs(RUNS, schedule, group, NUM_LEVELS)
+        add_linear(f"embed.{group}", CONFIG.width, inputs, 300, has_bias=group == 0)
+    for index in range(CONFIG.total_layers):
         prefix = f"layers.{index}."
-        if index % CONFIG.attention_every == 0:
+        if CONFIG.has_attention(index):
             heads = CONFIG.width // CONFIG.head_width
             add_linear(prefix + "attention.query_key_value", 3 * CONFIG.width, CONFIG.width, 24)
             add_linear(prefix + "attention.project", CONFIG.width, CONFIG.width, 200)
             add(prefix + "attention.position_bias", ((2 * CONFIG.window - 1) ** 2, heads), 40, np.int32)
+            add(prefix + "attention.sink", (heads,), 40, np.int32)
         add_linear(prefix + "feed_forward.expand", CONFIG.mlp_ratio * CONFIG.width, CONFIG.width, 24)
         add_linear(prefix + "feed_forward.project", CONFIG.width, CONFIG.mlp_ratio * CONFIG.width, 200)
     add_linear("head", m * CONFIG.token_rank, CONFIG.width, 24)
     add("token_factors.weight", (NUM_LEVELS, m, NUM_CODEWORDS, CONFIG.token_rank), 127, np.int8)
     tensors["token_factors.scale"] = np.full((NUM_LEVELS, m), 0.03, np.float32)
     add("token_bias", (NUM_LEVELS, m, NUM_CODEWORDS), 100, np.int32)
+    first = np.abs(integers(98, (NUM_LEVELS, schedule.steps[0].last, NUM_CODEWORDS), 2000)) + 1
+    first[..., 0] += (1 << 16) - first.sum(-1)
+    tensors["first_frequencies"] = first.astype(np.int32)
     for name, one, unit in (("score_table", 127, 16), ("logit_table", 1 << 15, 64)):
         length = math.ceil(math.log(2 * one) * unit) + 1
         tensors[name] = np.array([round(one * math.exp(-i / unit)) for i in range(length)], np.int32)
@@ -112,18 +123,33 @@ def exact_model(kernel: str | None = None, threads: int = 1) -> ExactEntropyMode
     return ExactEntropyModel(model_file(), Workers(threads), kernel=kernel)
 
 
-def coded_frequencies(model: ExactEntropyModel, height: int, width: int, level: int = 1) -> list[NDArray[np.int32]]:
-    """Frequencies of every step while a grid of formula tokens is coded: (m, n, K) int32 each."""
-    tokens = np.abs(integers(99, (model.num_subquantizers, height * width), model.num_codewords - 1))
-    state = model.start(height, width, level)
+def step_frequencies(model: ExactEntropyModel, tokens: NDArray[np.int64], level: int = 1) -> list[NDArray[np.int32]]:
+    """Frequencies of every step while tokens (M, h, w) are coded: (m, n, K) int32 each."""
+    state = model.start(*tokens.shape[1:], level)
+    rows = tokens.reshape(len(tokens), -1)
     coded = []
     for step in model.schedule.steps:
         positions = model.positions(state, step)
         if len(positions) == 0:
             continue
-        coded.append(model.frequencies(model.head(model.hidden(state, positions), step.group), level, step.first))
-        model.reveal(state, positions, step.first, step.last, tokens[step.first : step.last, positions])
+        head, own = model.head(state, step), slice(step.first, step.last)
+        if head is None:
+            static = model.static_frequencies(level)
+            coded.append(np.repeat(static[:, None], len(positions), axis=1))
+        else:
+            coded.append(model.frequencies(head, level, step.first))
+        model.reveal(state, step, rows[own, positions])
     return coded
+
+
+def formula_tokens(height: int, width: int) -> NDArray[np.int64]:
+    """Tokens (M, height, width) of a formula."""
+    return np.abs(integers(99, (len(RUNS), height, width), NUM_CODEWORDS - 1))
+
+
+def coded_frequencies(model: ExactEntropyModel, height: int, width: int, level: int = 1) -> list[NDArray[np.int32]]:
+    """`step_frequencies` of formula tokens."""
+    return step_frequencies(model, formula_tokens(height, width), level)
 
 
 def hash_of(coded: list[NDArray[np.int32]]) -> str:

@@ -108,7 +108,8 @@ def test_saturation_is_found_out() -> None:
     assert is_exact(reference(), reference(), model_file().config)
 
 
-GRAPHS = ["embed", "frequencies", *(f"float32/{name}" for name in ("attend", "project", "feed", *("head.0", "head.2")))]
+PARTS = ("keys_values", "attend", "project", "feed", "head.0", "head.2")
+GRAPHS = ["embed", "frequencies", *(f"float32/{name}" for name in PARTS)]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -122,7 +123,7 @@ def test_one_wrong_integer_anywhere_is_found_out(name: str, monkeypatch: pytest.
 
 def test_another_layer_s_weights_are_found_out() -> None:
     """The question is put to every layer."""
-    for layer in range(CONFIG.num_layers):
+    for layer in range(CONFIG.total_layers):
         name = f"entropy.layers.{layer}.feed_forward.project.bias"
         tensors = model_file().tensors | {name: model_file().tensors[name] + 40}
         other = NumpyParts(CONFIG, len(RUNS), tensors)

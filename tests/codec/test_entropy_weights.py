@@ -28,7 +28,7 @@ Array = NDArray[np.generic]
 def check(**changed: Array) -> None:
     """Check the weights of the formula model with others in the place of some."""
     tensors = {f"entropy.{name}": tensor for name, tensor in (exact_tensors() | changed).items()}
-    check_entropy_weights(tensors, CONFIG, len(RUNS), NUM_CODEWORDS, RUNS[-1].stop)
+    check_entropy_weights(tensors, CONFIG, RUNS, NUM_CODEWORDS)
 
 
 def filled(name: str, value: float) -> Array:
@@ -51,11 +51,15 @@ def test_shipped_weights_are_within_bounds(model: ShippedModel) -> None:
         ("token_values", lambda t: np.full_like(t, -128)),
         ("token_factors.weight", lambda t: np.full_like(t, -128)),
         ("layers.0.feed_forward.expand.bias", lambda t: t + (1 << 24)),
-        ("embed.bias", lambda t: t - (1 << 24)),
-        ("embed.scale", lambda t: t * np.float32(np.nan)),
+        ("embed.0.bias", lambda t: t - (1 << 24)),
+        ("embed.1.scale", lambda t: t * np.float32(np.nan)),
         ("head.scale", lambda t: t * np.float32(np.inf)),
         ("token_factors.scale", lambda t: -t),
         ("layers.0.attention.position_bias", lambda t: t + (1 << 20)),
+        ("layers.6.feed_forward.expand.bias", lambda t: t + (1 << 24)),
+        ("layers.4.attention.sink", lambda t: t - (1 << 20)),
+        ("first_frequencies", lambda t: t - t.min(-1, keepdims=True)),
+        ("first_frequencies", lambda t: t + 1),
         ("token_bias", lambda t: t - (1 << 22)),
         ("score_table", lambda t: t * 2),
         ("score_table", lambda t: t * 0),
@@ -75,11 +79,12 @@ def test_weights_out_of_bounds_are_refused(name: str, change: Callable[[Array], 
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [
-        ("embed.weight", -127, 127),
-        ("embed.bias", -bias_room(RUNS[-1].stop + len(RUNS) + 3), bias_room(RUNS[-1].stop + len(RUNS) + 3)),
+        ("embed.2.weight", -127, 127),
+        ("embed.0.bias", -bias_room(1 + 1 + 3), bias_room(1 + 1 + 3)),
         ("head.bias", -bias_room(CONFIG.width), bias_room(CONFIG.width)),
         ("layers.2.feed_forward.project.scale", 0, SCALE_MAX),
         ("layers.2.attention.position_bias", -POSITION_BIAS_MAX, POSITION_BIAS_MAX),
+        ("layers.2.attention.sink", -POSITION_BIAS_MAX, POSITION_BIAS_MAX),
         ("token_bias", -TOKEN_BIAS_MAX, TOKEN_BIAS_MAX),
         ("score_table", 1, 127),
         ("logit_table", 1, EXPONENTIAL_ONE),
@@ -102,7 +107,7 @@ def test_missing_weights_are_named() -> None:
     for name in exact_tensors():
         tensors = {f"entropy.{key}": tensor for key, tensor in exact_tensors().items() if key != name}
         with pytest.raises(ModelError, match=f"weights lack {name} as"):
-            check_entropy_weights(tensors, CONFIG, len(RUNS), NUM_CODEWORDS, RUNS[-1].stop)
+            check_entropy_weights(tensors, CONFIG, RUNS, NUM_CODEWORDS)
 
 
 def test_weights_of_another_type_or_shape_are_named() -> None:
@@ -118,8 +123,9 @@ def test_weights_of_another_type_or_shape_are_named() -> None:
 
 
 def test_inner_dimensions_that_could_be_inexact_are_refused() -> None:
-    num_kept = MAX_INNER - len(RUNS) - 2  # one less with the flags of the three levels
+    num_kept = MAX_INNER - 3  # one less with the flags of a token and of the three levels
+    runs = [slice(0, num_kept), *(slice(num_kept + m, num_kept + m + 1) for m in range(4))]
     tensors = {f"entropy.{name}": tensor for name, tensor in exact_tensors().items()}
-    tensors["entropy.token_values"] = np.zeros((3, NUM_CODEWORDS, num_kept), np.int8)
-    with pytest.raises(ModelError, match="inner dimension 1041 of embed is above 1040"):
-        check_entropy_weights(tensors, CONFIG, len(RUNS), NUM_CODEWORDS, num_kept)
+    tensors["entropy.token_values"] = np.zeros((3, NUM_CODEWORDS, runs[-1].stop), np.int8)
+    with pytest.raises(ModelError, match=r"inner dimension 1041 of embed\.0 is above 1040"):
+        check_entropy_weights(tensors, CONFIG, runs, NUM_CODEWORDS)

@@ -166,15 +166,16 @@ def test_embedding_sums_to_the_residual_stream(seed: int, largest: int) -> None:
     """Against correctly rounded operations one by one, in Python's integers and fractions."""
     rng = np.random.default_rng(seed)
     embedded = rng.integers(-largest, largest + 1, (3, CONFIG.width)).astype(np.float32)
-    scale = model_file().tensors["entropy.embed.scale"]
-    expected_h = np.rint(embedded * scale)  # one operation each
+    before = rng.integers(-RESIDUAL_MAX, RESIDUAL_MAX + 1, embedded.shape).astype(np.float32)
+    scale = model_file().tensors["entropy.embed.0.scale"]
+    expected_h = np.clip(before + np.rint(embedded * scale), -RESIDUAL_MAX, RESIDUAL_MAX)  # one operation each
     expected_x = []
     for row in expected_h.tolist():
         total = sum(int(value) ** 2 for value in row) + 1
         gain = np.float32((math.sqrt(CONFIG.width) * 16) / math.sqrt(total))
         expected_x.append([min(max(round(float(np.float32(value) * gain)), -127), 127) for value in row])
     for parts in PARTS:
-        h, x = parts.embed(embedded)
+        h, x = parts.embed(0, before, embedded)
         assert np.array_equal(h, expected_h), parts.kernel
         assert (x.astype(int) - ZERO).tolist() == expected_x, parts.kernel
 
@@ -189,13 +190,15 @@ def test_parts_have_the_types_that_their_rounding_rests_on(kernel: str) -> None:
     rng = np.random.default_rng(0)
     num_keys = CONFIG.window**2
     x = rng.integers(1, 256, (num_keys, CONFIG.width), np.uint8)
-    h, _ = embedded = parts.embed(rng.integers(-4000, 4000, x.shape).astype(np.float32))
-    mixed = parts.attend(0, x, np.zeros((1, 1, 1, num_keys), np.float32))
+    sums = rng.integers(-4000, 4000, x.shape).astype(np.float32)
+    h, _ = embedded = parts.embed(1, np.zeros_like(sums), sums)
+    kv = parts.keys_values(0, x)
+    mixed = attended(parts, x, kv)
     for stream, activations in (embedded, parts.project(0, h, mixed), parts.feed(1, h, x)):
         assert stream.dtype == np.float32
         assert activations.dtype == np.uint8
     head = parts.head(1, x)
-    assert (mixed.dtype, head.dtype) == (np.uint8, np.uint8)
+    assert (kv.dtype, mixed.dtype, head.dtype) == (np.uint8, np.uint8, np.uint8)
     assert parts.frequencies(head, 0, 1).dtype == np.int32
 
 
@@ -226,33 +229,57 @@ def test_products_are_rounded_to_single_precision_before_they_are_rounded_to_int
 # -- attention ----------------------------------------------------------------------------------------------
 
 
-def test_keys_outside_of_the_grid_have_no_say() -> None:
-    """Whatever lies in the rows of places outside, what is inside attends to what is inside."""
+def attended(
+    parts: Parts, x: NDArray[np.uint8], kv: NDArray[np.uint8], mask: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """Attention of layer 0 in one window, without a position bias: (n, C)."""
+    if mask is None:
+        mask = np.zeros((1, 1, 1, len(kv)), np.float32)
+    bias = np.zeros((CONFIG.width // CONFIG.head_width, len(x), len(kv)), np.float32)
+    return parts.attend(0, x[None], kv[None], bias, mask)
+
+
+def without_sink(least: int = -(1 << 15)) -> tuple[Parts, Parts]:
+    """Parts in which no query takes to the sink."""
+    sink = {"entropy.layers.0.attention.sink": np.full(CONFIG.width // CONFIG.head_width, least, np.int32)}
+    model = replace(model_file(), tensors=model_file().tensors | sink)
+    count = model.config.tokenizer.quantizer.num_subquantizers
+    return NumpyParts(CONFIG, count, model.tensors), GraphParts(model, "float32")
+
+
+def test_keys_without_content_have_no_say() -> None:
+    """Whatever lies in their places, queries take from the others."""
     rng = np.random.default_rng(0)
-    num_keys = CONFIG.window**2
-    inside = 5
+    num_keys, known = CONFIG.window**2, 5
     mask = np.zeros((1, 1, 1, num_keys), np.float32)
-    mask[..., inside:] = -float(1 << 20)
-    x = rng.integers(1, 256, (num_keys, CONFIG.width), np.uint8)
-    other = x.copy()
-    other[inside:] = rng.integers(1, 256, other[inside:].shape)
+    mask[..., known:] = -float(1 << 20)
+    x = rng.integers(1, 256, (3, CONFIG.width), np.uint8)
+    kv = rng.integers(1, 256, (num_keys, 2 * CONFIG.width), np.uint8)
+    other = kv.copy()
+    other[known:] = rng.integers(1, 256, other[known:].shape)
     for parts in PARTS:
-        assert np.array_equal(parts.attend(0, x, mask)[:inside], parts.attend(0, other, mask)[:inside])
-        no_mask = np.zeros_like(mask)
-        assert not np.array_equal(parts.attend(0, x, no_mask)[:inside], parts.attend(0, other, no_mask)[:inside])
+        assert np.array_equal(attended(parts, x, kv, mask), attended(parts, x, other, mask))
+        assert np.array_equal(attended(parts, x, kv, mask), attended(parts, x, kv[:known]))
+        assert not np.array_equal(attended(parts, x, kv), attended(parts, x, other))
+        mask_all = np.full_like(mask, -float(1 << 20))
+        assert (attended(parts, x, kv, mask_all) == ZERO).all()  # the sink alone is left
 
 
-def test_a_mean_of_equal_values_is_the_value() -> None:
-    x = np.tile(np.random.default_rng(1).integers(1, 256, CONFIG.width, np.uint8), (CONFIG.window**2, 1))
-    mask = np.zeros((1, 1, 1, len(x)), np.float32)
-    weight, bias, scale = (
-        model_file().tensors[f"entropy.layers.0.attention.query_key_value.{part}"][2 * CONFIG.width :]
-        for part in ("weight", "bias", "scale")
-    )
-    products = (x[0].astype(np.int64) - ZERO) @ weight.T.astype(np.int64) + bias
-    values = np.rint(products.astype(np.float32) * scale).clip(-INT8_MAX, INT8_MAX)
-    for parts in PARTS:
-        assert (parts.attend(0, x, mask).astype(int) - ZERO == values).all()
+def test_a_mean_of_equal_values_is_the_value_without_a_sink_and_less_with_one() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.integers(1, 256, (3, CONFIG.width), np.uint8)
+    kv = np.tile(rng.integers(1, 256, 2 * CONFIG.width, np.uint8), (7, 1))
+    values = kv[0, CONFIG.width :]
+    for parts in without_sink():
+        assert (attended(parts, x, kv) == values).all()
+    for parts in without_sink(1 << 15):
+        assert (attended(parts, x, kv) == ZERO).all()
+    scores = np.zeros_like(kv)
+    scores[:, : CONFIG.width] = ZERO  # all scores are zero, as is that of the sink
+    scores[:, CONFIG.width :] = values
+    for parts in without_sink(0):
+        expected = np.rint((values.astype(np.float32) - ZERO) * 7 / 8)
+        assert (attended(parts, x, scores).astype(int) - ZERO == expected).all()
 
 
 # -- frequencies --------------------------------------------------------------------------------------------

@@ -351,7 +351,7 @@ def codec(tiny_model: Path) -> Codec:
     return load_codec(tiny_model, device="cpu")
 
 
-@pytest.mark.parametrize("step_to_spoil", range(7))
+@pytest.mark.parametrize("step_to_spoil", range(1, 7))
 def test_a_frequency_that_is_off_by_one_is_refused(
     codec: Codec, monkeypatch: pytest.MonkeyPatch, step_to_spoil: int
 ) -> None:
@@ -362,7 +362,7 @@ def test_a_frequency_that_is_off_by_one_is_refused(
     assert parse(data).token_check is not None
     tokens = codec.decode_tokens(data)
     original = ExactEntropyModel.frequencies
-    calls = 0
+    calls = 1  # the first step does not ask the network
 
     def spoilt(self: ExactEntropyModel, head: Activations, level: int, first: int) -> Frequencies:
         nonlocal calls

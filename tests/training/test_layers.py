@@ -7,11 +7,14 @@ from hypothesis import strategies as st
 
 from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX
 from pqmim.training.layers import (
+    UNSEEN,
     QuantizableLinear,
+    Sight,
     WindowAttention,
     WindowPartition,
     fake_quantize,
     normalize,
+    partitions_of,
     quantize_weight,
     relative_index,
     round_through,
@@ -56,7 +59,7 @@ def test_relative_index_depends_on_the_difference_alone() -> None:
 
 def test_shift_channels_moves_eight_ways() -> None:
     height, width, channels = 5, 6, 32
-    x = torch.randn(2, height, width, channels)
+    x = torch.randn(1, 2, height, width, channels)
     y = shift_channels(x)
     assert torch.equal(y[..., :16], x[..., :16])
     moves = set()
@@ -67,11 +70,30 @@ def test_shift_channels_moves_eight_ways() -> None:
                 moved = torch.zeros_like(x[..., chunk])
                 rows = slice(max(0, -dy), height - max(0, dy)), slice(max(0, dy), height - max(0, -dy))
                 columns = slice(max(0, -dx), width - max(0, dx)), slice(max(0, dx), width - max(0, -dx))
-                moved[:, rows[0], columns[0]] = x[:, rows[1], columns[1], chunk]
+                moved[:, :, rows[0], columns[0]] = x[:, :, rows[1], columns[1], chunk]
                 if torch.equal(y[..., chunk], moved):
                     moves.add((dy, dx))
     assert len(moves) == 8
     assert (0, 0) not in moves
+
+
+def test_neighbors_show_content_of_the_labels_that_a_stream_sees() -> None:
+    torch.manual_seed(0)
+    content, query = torch.randint(3, (1, 4, 5)), torch.randint(4, (1, 4, 5))
+    content[0, 0, 0] = UNSEEN
+    sight = Sight.by_labels(content, query, partitions_of(4, 5, 4, CPU))
+    x = torch.randn(2, 1, 4, 5, 16) + 10  # never zero
+    y = shift_channels(x, sight.neighbors)
+    ways = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
+    for row in range(4):
+        for column in range(5):
+            for i, (dy, dx) in enumerate(ways):
+                from_row, from_column = row + dy, column + dx
+                is_inside = 0 <= from_row < 4 and 0 <= from_column < 5
+                label = int(content[0, from_row, from_column]) if is_inside else UNSEEN
+                for stream, is_seen in enumerate((label <= content[0, row, column], label < query[0, row, column])):
+                    expected = x[0, 0, from_row, from_column, 8 + i] if is_inside and is_seen else torch.tensor(0.0)
+                    assert y[stream, 0, row, column, 8 + i] == expected
 
 
 def test_rounding_passes_gradients() -> None:
@@ -123,17 +145,39 @@ def test_normalization_has_unit_power_and_no_singularity() -> None:
     assert (normalized[3] == 0).all()
 
 
-def test_attention_ignores_what_is_outside_the_grid() -> None:
+@pytest.mark.parametrize("simulate", [False, True])
+def test_attention_sees_content_that_may_be_seen_and_nothing_else(simulate: bool) -> None:
     torch.manual_seed(0)
-    attention = WindowAttention(32, 16, 4).eval()
-    x = torch.randn(1, 3, 5, 32)
-    partition = WindowPartition(3, 5, 4, True, CPU)
-    with torch.no_grad():
-        for simulate in (False, True):
-            values = fake_quantize(x, ACTIVATION_UNIT, simulate=True)
-            y = attention(values, partition, simulate)
-            assert y.isfinite().all()
-            # All values equal: any weighted mean of them is the same, but for keys outside, which are zero.
-            same = values[:, :1, :1].expand_as(values)
-            out = attention(same, partition, simulate)
-            assert torch.allclose(out, out[:, :1, :1].expand_as(out), atol=1e-5)
+    attention = WindowAttention(32, 16, 4).requires_grad_(False)
+    partitions = partitions_of(3, 5, 4, CPU)
+    content, query = torch.randint(3, (1, 3, 5)), torch.randint(4, (1, 3, 5))
+    content[0, 1, 2] = UNSEEN
+    sight = Sight.by_labels(content, query, partitions)
+    x = fake_quantize(torch.randn(2, 1, 3, 5, 32), ACTIVATION_UNIT, simulate=True)
+    for shifted in (False, True):
+        seen = sight.windows[shifted]
+        y = attention(x, seen, partitions[shifted], 0, simulate)
+        assert y.isfinite().all()
+        queries = attention(x, seen[:, :, 16:], partitions[shifted], 1, simulate)
+        assert torch.allclose(queries, y[1:], atol=1e-5)
+        other = x.clone()
+        other[0, 0, content[0] == 2] = 3.0
+        changed = attention(other, seen, partitions[shifted], 0, simulate)
+        assert torch.allclose(changed[0, content < 2], y[0, content < 2], atol=1e-5)
+        assert torch.allclose(changed[1, query < 3], y[1, query < 3], atol=1e-5)
+        assert not torch.allclose(changed[1, query == 3], y[1, query == 3], atol=1e-3)
+        nothing = attention.project(torch.zeros(32), simulate)
+        assert torch.allclose(y[1, query == 0], nothing, atol=1e-5)  # who sees nothing gets zero
+
+
+def test_content_of_equal_values_is_their_mean_but_for_the_sink() -> None:
+    torch.manual_seed(0)
+    attention = WindowAttention(32, 16, 4).requires_grad_(False)
+    partitions = partitions_of(3, 5, 4, CPU)
+    everything = Sight.everything(partitions)
+    x = fake_quantize(torch.randn(1, 1, 1, 1, 32), ACTIVATION_UNIT, simulate=True).expand(1, 1, 3, 5, 32)
+    attention.sink.fill_(-50)
+    for simulate in (False, True):
+        for shifted in (False, True):  # what is outside has no say
+            out = attention(x, everything.windows[shifted], partitions[shifted], 0, simulate)
+            assert torch.allclose(out, out[:, :, :1, :1].expand_as(out), atol=1e-5)

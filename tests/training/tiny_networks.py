@@ -81,7 +81,7 @@ def make_tiny_entropy_model(tokenizer: Tokenizer, seed: int = 0) -> EntropyModel
     model = EntropyModel.for_quantizer(TINY_ENTROPY, tokenizer.quantizer).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("position_bias"):
+            if name.endswith(("position_bias", "sink")):
                 parameter.normal_()
             elif name.endswith("bias") and name != "token_bias":
                 parameter.normal_(std=0.1)

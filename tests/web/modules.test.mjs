@@ -6,7 +6,7 @@ import { test } from "node:test";
 
 import { crc16, crc32 } from "../../web/dist/checksums.js";
 import { parseContainer } from "../../web/dist/container.js";
-import { gatherChunks, gridPlan } from "../../web/dist/gridPlan.js";
+import { gather, gridPlan } from "../../web/dist/gridPlan.js";
 import { readHeader, tokenHash } from "../../web/dist/index.js";
 import { PrefixReader, TokenReader } from "../../web/dist/rangeDecoder.js";
 import { resize } from "../../web/dist/resize.js";
@@ -96,17 +96,22 @@ test("schedules and positions", () => {
 });
 
 test("grid plans", () => {
-  for (const { height, width, window, shifted, windows, x, gathered } of cases.plans) {
+  for (const { height, width, window, neighbors, windows, own, seen, gathered } of cases.plans) {
     const plan = gridPlan(height, width, window);
-    assert.deepEqual(Array.from(plan.shifted), shifted);
-    const got = plan.windows.map(({ count, source, rowOf, mask }) => ({
+    assert.deepEqual(Array.from(plan.neighbors), neighbors);
+    const got = plan.windows.map(({ count, positions, placeOf, order, ends }) => ({
       count,
-      source: Array.from(source),
-      rowOf: Array.from(rowOf),
-      mask: Array.from(mask),
+      positions: Array.from(positions),
+      placeOf: Array.from(placeOf),
+      order: Array.from(order),
+      ends,
     }));
     assert.deepEqual(got, windows);
-    assert.deepEqual(Array.from(gatherChunks(Uint8Array.from(x), plan.shifted, 32)), gathered);
+    const all = Int32Array.from({ length: height * width }, (_, position) => position);
+    const rows = gather(Uint8Array.from(own), all, Uint8Array.from(seen), all, plan, 32);
+    assert.deepEqual(Array.from(rows), gathered);
+    const beyond = gather(Uint8Array.from(own), Int32Array.of(height * width), Uint8Array.from(seen), all.subarray(0, 1), plan, 32);
+    assert.ok(beyond.subarray(0, 16).every((value) => value === 128)); // no row: zeros
   }
 });
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pqmim import bitstream
 from pqmim.bitstream import Container
 from pqmim.errors import PqmimError
-from pqmim.grid_plan import gather_chunks, grid_plan
+from pqmim.grid_plan import gather, grid_plan
 from pqmim.image_io import resize_picture
 from pqmim.range_coding import PrefixReader, TokenReader, TokenWriter
 from pqmim.schedule import Schedule, positions_of
@@ -188,24 +188,27 @@ def schedule(num_subquantizers: int, group_steps: tuple[int, ...], height: int, 
 
 
 def plan(height: int, width: int, window: int) -> Case:
-    made = grid_plan(height, width, window)
-    x = np.arange((height * width + 1) * 32).astype(np.uint8)
+    made, count = grid_plan(height, width, window), height * width
+    own = np.arange(count * 32).astype(np.uint8).reshape(-1, 32)
+    seen = np.arange(7, (count + 1) * 16 + 7).astype(np.uint8).reshape(-1, 16)
     return {
         "height": height,
         "width": width,
         "window": window,
-        "shifted": made.shifted.ravel().tolist(),
+        "neighbors": (made.neighbors // 8).ravel().tolist(),
         "windows": [
             {
-                "count": len(windows.source),
-                "source": windows.source.ravel().tolist(),
-                "rowOf": windows.row_of.tolist(),
-                "mask": windows.mask.ravel().tolist(),
+                "count": len(windows.positions),
+                "positions": windows.positions.ravel().tolist(),
+                "placeOf": windows.place_of.tolist(),
+                "order": windows.order.tolist(),
+                "ends": windows.ends.tolist(),
             }
             for windows in made.windows
         ],
-        "x": x.tolist(),
-        "gathered": gather_chunks(x.reshape(-1, 32), made.shifted).ravel().tolist(),
+        "own": own.ravel().tolist(),
+        "seen": seen.ravel().tolist(),
+        "gathered": gather(own, seen, made.neighbors[:-1]).ravel().tolist(),
     }
 
 

@@ -15,6 +15,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ def web_model(model: ModelFile, kernels: Sequence[str]) -> bytes:
         ModelError: a weight is missing or out of bounds.
     """
     config, quantizer = model.config, model.config.tokenizer.quantizer
-    num_kept = int(model.tensors["tokenizer.quantizer.boundaries_tensor"][-1])
-    sizes = quantizer.num_subquantizers, quantizer.num_codewords, num_kept
-    check_entropy_weights(model.tensors, config.entropy, *sizes)
+    bounds = model.tensors["tokenizer.quantizer.boundaries_tensor"].tolist()
+    runs = [slice(begin, end) for begin, end in pairwise(bounds)]
+    check_entropy_weights(model.tensors, config.entropy, runs, quantizer.num_codewords)
     needed = {"embed", "frequencies", *kernels}
     graphs = {name: graph for name, graph in model.graphs.items() if name.partition("/")[0] in needed}
     tensors: Arrays = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(NOT_NEEDED)}
@@ -152,10 +153,13 @@ def known_question(model: ModelFile) -> Arrays:
     x[0], x[1] = ZERO + 127, ZERO - 127
     h = rng.integers(-2000, 2000, (NUM_ROWS, config.width)).astype(np.float32)
     h[0] = rng.integers(-RESIDUAL_MAX, RESIDUAL_MAX, config.width)
-    mask = np.zeros((1, 1, 1, num_keys), np.float32)
-    mask[..., :3] = OUTSIDE
+    kv = rng.integers(ZERO - 127, ZERO + 128, (2, num_keys, 2 * config.width)).astype(np.uint8)
+    kv[0, :2], kv[0, 2:4] = ZERO + 127, ZERO - 127
+    mask = np.zeros((2, 1, 1, num_keys), np.float32)
+    mask[0, ..., :3] = mask[1] = OUTSIDE
+    bias = rng.integers(-300, 300, (config.width // config.head_width, NUM_ROWS, num_keys)).astype(np.float32)
     embedded = rng.integers(-(1 << 22), 1 << 22, (NUM_ROWS, config.width)).astype(np.float32)
-    return {"x": x, "h": h, "mask": mask, "embedded": embedded}
+    return {"x": x, "h": h, "kv": kv, "bias": bias, "mask": mask, "embedded": embedded}
 
 
 def known_answers(model: ModelFile, question: Arrays) -> Iterator[tuple[str, int]]:
@@ -163,10 +167,14 @@ def known_answers(model: ModelFile, question: Arrays) -> Iterator[tuple[str, int
     config = model.config.entropy
     parts = NumpyParts(config, model.config.tokenizer.quantizer.num_subquantizers, model.tensors)
     x, h, few = question["x"], question["h"], question["x"][:NUM_ROWS]
-    yield "embed", checksum(*parts.embed(question["embedded"]))
-    for layer in range(config.num_layers):
-        if layer % config.attention_every == 0:
-            yield f"attend.{layer}", checksum(parts.attend(layer, x, question["mask"]))
+    queries = x[: 2 * NUM_ROWS].reshape(2, NUM_ROWS, config.width)
+    for group in range(len(config.group_steps)):
+        yield f"embed.{group}", checksum(*parts.embed(group, h, question["embedded"]))
+    for layer in range(config.total_layers):
+        if config.has_attention(layer):
+            yield f"keys_values.{layer}", checksum(parts.keys_values(layer, few))
+            attended = parts.attend(layer, queries, question["kv"], question["bias"], question["mask"])
+            yield f"attend.{layer}", checksum(attended)
             yield f"project.{layer}", checksum(*parts.project(layer, h, few))
         yield f"feed.{layer}", checksum(*parts.feed(layer, h, few))
     for group in range(len(config.group_steps)):

@@ -41,18 +41,45 @@ export class EntropyNetwork {
     throw new PqmError("ModelError", "this browser does not compute exact products, so it cannot decode the file");
   }
 
-  /** Embedding sums (n, C) -> h, x. */
-  async embed(embedded: Float32Array): Promise<Rows> {
-    const [h, x] = await this.#part("embed").run({ embedded: [embedded, this.#shape(embedded)] });
-    return [h as Float32Array, x as Uint8Array];
+  /** Add the embedding sums (n, C) of tokens of a group to the residual stream. */
+  async embed(group: number, h: Float32Array, embedded: Float32Array): Promise<Rows> {
+    const [hOut, xOut] = await this.#part(`embed.${group}`).run({
+      h: [h, this.#shape(h)],
+      embedded: [embedded, this.#shape(embedded)],
+    });
+    return [hOut as Float32Array, xOut as Uint8Array];
   }
 
-  /** Attention in windows of T rows: x (windows * T, C), mask (windows, T). */
-  async attend(layer: number, x: Uint8Array, mask: Float32Array): Promise<Uint8Array> {
-    const numKeys = this.#model.metadata.config.window ** 2;
+  /** Keys and values (n, 2 C) of content (n, C). */
+  async keysValues(layer: number, x: Uint8Array): Promise<Uint8Array> {
+    const [kv] = await this.#part(`keys_values.${layer}`).run({ x: [x, this.#shape(x)] });
+    return kv as Uint8Array;
+  }
+
+  /**
+   * What queries take from the content of their windows: (windows * Q, C).
+   *
+   * @param x (windows, Q, C).
+   * @param kv (windows, T, 2 C).
+   * @param bias (heads, Q, T).
+   * @param mask (windows, T).
+   */
+  async attend(
+    layer: number,
+    count: number,
+    x: Uint8Array,
+    kv: Uint8Array,
+    bias: Float32Array,
+    mask: Float32Array,
+  ): Promise<Uint8Array> {
+    const { width, head_width: headWidth } = this.#model.metadata.config;
+    const numQueries = x.length / width / count;
+    const numKeys = kv.length / (2 * width) / count;
     const [mixed] = await this.#part(`attend.${layer}`).run({
-      x: [x, this.#shape(x)],
-      mask: [mask, [mask.length / numKeys, 1, 1, numKeys]],
+      x: [x, [count, numQueries, width]],
+      kv: [kv, [count, numKeys, 2 * width]],
+      bias: [bias, [width / headWidth, numQueries, numKeys]],
+      mask: [mask, [count, 1, 1, numKeys]],
     });
     return mixed as Uint8Array;
   }
@@ -87,17 +114,18 @@ export class EntropyNetwork {
   }
 
   async #prepare(): Promise<void> {
-    const { num_layers: numLayers, attention_every: every, group_steps: groups } = this.#model.metadata.config;
+    const groups = this.#model.metadata.config.group_steps;
     const add = async (part: string, graph: string, layer = 0) => {
       this.#parts.set(part, await Session.create(this.#model, graph, layer, true));
     };
-    await add("embed", "embed");
-    for (let layer = 0; layer < numLayers; layer++) {
-      if (layer % every === 0) {
-        await add(`attend.${layer}`, `${this.kernel}/attend`, layer);
-        await add(`project.${layer}`, `${this.kernel}/project`, layer);
+    for (const group of groups.keys()) await add(`embed.${group}`, "embed", group);
+    for (const { number, hasAttention } of layersOf(this.#model).flat()) {
+      if (hasAttention) {
+        await add(`keys_values.${number}`, `${this.kernel}/keys_values`, number);
+        await add(`attend.${number}`, `${this.kernel}/attend`, number);
+        await add(`project.${number}`, `${this.kernel}/project`, number);
       }
-      await add(`feed.${layer}`, `${this.kernel}/feed`, layer);
+      await add(`feed.${number}`, `${this.kernel}/feed`, number);
     }
     for (const group of groups.keys()) await add(`head.${group}`, `${this.kernel}/head.${group}`);
     await add("frequencies", "frequencies");
@@ -108,16 +136,22 @@ export class EntropyNetwork {
     const { config, answers } = this.#model.metadata;
     const x = this.#model.bytes("question.x");
     const h = this.#model.float32("question.h");
-    const mask = this.#model.float32("question.mask");
+    const [kv, bias, mask] = [
+      this.#model.bytes("question.kv"),
+      this.#model.float32("question.bias"),
+      this.#model.float32("question.mask"),
+    ];
     const few = x.subarray(0, h.length);
     const heads = groupBounds(this.#model.size("entropy.token_bias", 1), config.group_steps.length);
     const ask = async (part: string): Promise<Rows | Uint8Array | Int32Array> => {
       const [kind, index] = part.split(".");
       switch (kind) {
         case "embed":
-          return this.embed(this.#model.float32("question.embedded"));
+          return this.embed(Number(index), h, this.#model.float32("question.embedded"));
+        case "keys_values":
+          return this.keysValues(Number(index), few);
         case "attend":
-          return this.attend(Number(index), x, mask);
+          return this.attend(Number(index), 2, x.subarray(0, 2 * h.length), kv, bias, mask);
         case "project":
           return this.project(Number(index), h, few);
         case "feed":
@@ -147,6 +181,31 @@ export class EntropyNetwork {
     const { width } = this.#model.metadata.config;
     return [rows.length / width, width];
   }
+}
+
+/** A layer of the network. */
+export interface Layer {
+  readonly number: number;
+  readonly hasAttention: boolean;
+  /** Whether the windows of its attention are shifted by half. */
+  readonly isShifted: boolean;
+  /** Whether it is the last one of its group. */
+  readonly isLast: boolean;
+}
+
+/** The layers of each group of sub-quantizers; they are numbered through. */
+export function layersOf(model: ModelFile): Layer[][] {
+  const { num_layers: first, later_layers: later, attention_every: every, group_steps: groups } = model.metadata.config;
+  return groups.map((_, group) => {
+    const start = group === 0 ? 0 : first + (group - 1) * later;
+    const count = group === 0 ? first : later;
+    return Array.from({ length: count }, (_, index) => ({
+      number: start + index,
+      hasAttention: index % every === 0,
+      isShifted: (Math.floor(index / every) + group) % 2 === 1,
+      isLast: index === count - 1,
+    }));
+  });
 }
 
 /** CRC-32 of an answer; integers that are carried by float32 as int32, which has but one zero. */

@@ -1,90 +1,117 @@
 /**
  * Where things are in a token grid: windows of attention, and neighbors whose channels are mixed in.
  *
- * Half of the channels of a position come from its eight neighbors. The channels are cut into 16 chunks; a row of
- * channels is put together from chunks of other rows.
+ * Half of the channels of a position come from its eight neighbors, a sixteenth each. The places of a window are sorted
+ * by quincunx step, so that what is known after a step comes first in every window.
  */
 
-/** Added to the score of a key that is outside of the grid. */
-const OUTSIDE = -(2 ** 20);
-export const NUM_CHUNKS = 16;
+import { NUM_QUINCUNX_STEPS, quincunxStep } from "./schedule.js";
 
-/** A grid cut into windows of T positions. */
+/** Added to the score of a key that is outside of the grid or has no content. */
+export const OUTSIDE = -(2 ** 20);
+const NUM_NEIGHBORS = 8;
+
+/** A grid cut into windows of T places. */
 export interface Windows {
   readonly count: number;
-  /** (count, T * 16): chunks of channels that each place of a window is put together from; see `gatherChunks`. */
-  readonly source: Int32Array;
-  /** (h * w): the place of each position. */
-  readonly rowOf: Int32Array;
-  /** (count, T): `OUTSIDE` for places outside of the grid, else 0. */
-  readonly mask: Float32Array;
+  /** (count, T): the position at each place; h * w outside of the grid. */
+  readonly positions: Int32Array;
+  /** (h * w): the place of each position, counted through all windows. */
+  readonly placeOf: Int32Array;
+  /** (T): where each place is in its window, in raster order. */
+  readonly order: Int32Array;
+  /** Number of places before each quincunx step, and of all. */
+  readonly ends: readonly number[];
 }
 
 /** Where things are in a grid of one size. */
 export interface GridPlan {
-  /** (h * w, 16): chunks of channels that each position is put together from after the shift. */
-  readonly shifted: Int32Array;
+  /** Positions in the grid. */
+  readonly count: number;
+  /** (h * w + 1, 8): position that each neighbor's channels come from; h * w outside of the grid. */
+  readonly neighbors: Int32Array;
   /** Cut at multiples of the window, and half a window beside them. */
   readonly windows: readonly [Windows, Windows];
 }
 
 /** The plan of a grid; sides in positions. */
 export function gridPlan(height: number, width: number, window: number): GridPlan {
-  const shifted = shiftSources(height, width);
   return {
-    shifted: shifted.subarray(0, height * width * NUM_CHUNKS),
-    windows: [cut(height, width, window, 0, shifted), cut(height, width, window, window >> 1, shifted)],
+    count: height * width,
+    neighbors: neighborsOf(height, width),
+    windows: [cut(height, width, window, 0), cut(height, width, window, window >> 1)],
   };
 }
 
-/** (h * w + 1, 16): the chunk that each chunk comes from; the last row is what lies outside. */
-function shiftSources(height: number, width: number): Int32Array {
+/** Where each place of a window is, in raster order; `isShifted` says which windows. */
+export function orderOf(window: number, isShifted: boolean): Int32Array {
+  return cut(window, window, window, isShifted ? window >> 1 : 0).order;
+}
+
+function neighborsOf(height: number, width: number): Int32Array {
   const count = height * width;
   const directions = [-1, 0, 1].flatMap((dy) => [-1, 0, 1].map((dx) => [dy, dx])).filter(([dy, dx]) => dy || dx);
-  const sources = new Int32Array((count + 1) * NUM_CHUNKS);
-  for (let row = 0; row <= count; row++) {
+  const neighbors = new Int32Array((count + 1) * NUM_NEIGHBORS).fill(count);
+  for (let row = 0; row < count; row++) {
     const y = Math.floor(row / width);
     const x = row % width;
-    for (let chunk = 0; chunk < NUM_CHUNKS; chunk++) {
-      let from = row;
-      if (row < count && chunk >= NUM_CHUNKS / 2) {
-        const [dy, dx] = directions[chunk - NUM_CHUNKS / 2];
-        const isInside = y + dy >= 0 && y + dy < height && x + dx >= 0 && x + dx < width;
-        from = isInside ? row + dy * width + dx : count;
-      }
-      sources[row * NUM_CHUNKS + chunk] = from * NUM_CHUNKS + chunk;
-    }
+    directions.forEach(([dy, dx], index) => {
+      const isInside = y + dy >= 0 && y + dy < height && x + dx >= 0 && x + dx < width;
+      if (isInside) neighbors[row * NUM_NEIGHBORS + index] = row + dy * width + dx;
+    });
   }
-  return sources;
+  return neighbors;
 }
 
-function cut(height: number, width: number, window: number, offset: number, shifted: Int32Array): Windows {
+function cut(height: number, width: number, window: number, offset: number): Windows {
   const rows = Math.ceil((offset + height) / window);
   const columns = Math.ceil((offset + width) / window);
-  const numPlaces = rows * columns * window * window;
-  const source = new Int32Array(numPlaces * NUM_CHUNKS);
-  const rowOf = new Int32Array(height * width);
-  const mask = new Float32Array(numPlaces);
-  for (let place = 0; place < numPlaces; place++) {
-    const inWindow = place % (window * window);
-    const index = (place - inWindow) / (window * window);
+  const numPlaces = window * window;
+  const raster = Array.from({ length: numPlaces }, (_, place) => place);
+  // The same in every window, whose sides are multiples of 4.
+  const steps = raster.map((place) => quincunxStep(Math.floor(place / window) - offset, (place % window) - offset));
+  const order = Int32Array.from(raster.sort((a, b) => steps[a] - steps[b] || a - b));
+  const ends = Array.from({ length: NUM_QUINCUNX_STEPS + 1 }, (_, step) => steps.filter((s) => s < step).length);
+  const positions = new Int32Array(rows * columns * numPlaces).fill(height * width);
+  const placeOf = new Int32Array(height * width);
+  for (let place = 0; place < positions.length; place++) {
+    const index = Math.floor(place / numPlaces);
+    const inWindow = order[place % numPlaces];
     const y = Math.floor(index / columns) * window + Math.floor(inWindow / window) - offset;
     const x = (index % columns) * window + (inWindow % window) - offset;
-    const isInside = y >= 0 && y < height && x >= 0 && x < width;
-    const position = isInside ? y * width + x : height * width;
-    if (isInside) rowOf[position] = place;
-    else mask[place] = OUTSIDE;
-    source.set(shifted.subarray(position * NUM_CHUNKS, (position + 1) * NUM_CHUNKS), place * NUM_CHUNKS);
+    if (y < 0 || y >= height || x < 0 || x >= width) continue;
+    positions[place] = y * width + x;
+    placeOf[y * width + x] = place;
   }
-  return { count: rows * columns, source, rowOf, mask };
+  return { count: rows * columns, positions, placeOf, order, ends };
 }
 
-/** Put rows of `width` channels together from chunks of a sixteenth of the channels. */
-export function gatherChunks(x: Uint8Array, source: Int32Array, width: number): Uint8Array {
-  const size = width / NUM_CHUNKS;
-  const rows = new Uint8Array(source.length * size);
-  for (let i = 0, to = 0; i < source.length; i++) {
-    for (let from = source[i] * size, end = from + size; from < end; ) rows[to++] = x[from++];
+/**
+ * Put rows of `width` channels together: the first half of each from `own`, the second from neighbors.
+ *
+ * @param ownRows row of each in `own`; beyond its end are zeros.
+ * @param seen (h * w + 1, width / 2): what positions show to others.
+ * @param positions of the rows.
+ */
+export function gather(
+  own: Uint8Array,
+  ownRows: Int32Array,
+  seen: Uint8Array,
+  positions: Int32Array,
+  plan: GridPlan,
+  width: number,
+): Uint8Array {
+  const half = width / 2;
+  const size = half / NUM_NEIGHBORS;
+  const rows = new Uint8Array(positions.length * width).fill(128);
+  for (let i = 0; i < positions.length; i++) {
+    const at = i * width;
+    const from = ownRows[i] * width;
+    if (from < own.length) rows.set(own.subarray(from, from + half), at);
+    for (let index = 0; index < NUM_NEIGHBORS; index++) {
+      const start = plan.neighbors[positions[i] * NUM_NEIGHBORS + index] * half + index * size;
+      for (let c = 0; c < size; c++) rows[at + half + index * size + c] = seen[start + c];
+    }
   }
   return rows;
 }

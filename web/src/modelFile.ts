@@ -12,6 +12,8 @@ export interface ModelConfig {
   readonly num_codewords: number;
   readonly width: number;
   readonly num_layers: number;
+  readonly later_layers: number;
+  readonly head_width: number;
   readonly attention_every: number;
   readonly window: number;
   readonly token_rank: number;

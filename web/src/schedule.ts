@@ -15,7 +15,12 @@ const QUINCUNX = [
   [4, 1, 4, 2],
   [3, 4, 3, 4],
 ];
-const NUM_QUINCUNX_STEPS = 5;
+export const NUM_QUINCUNX_STEPS = 5;
+
+/** Quincunx step of a position; its coordinates may be negative. */
+export function quincunxStep(y: number, x: number): number {
+  return QUINCUNX[y & 3][x & 3];
+}
 
 /** First and last (exclusive) sub-quantizer of each group; they are dealt out evenly, in order. */
 export function groupBounds(numSubquantizers: number, numGroups: number): [number, number][] {
@@ -46,7 +51,7 @@ export function positionsOf(step: Step, height: number, width: number): Int32Arr
   const positions: number[] = [];
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
-      const quincunx = QUINCUNX[y % 4][x % 4];
+      const quincunx = quincunxStep(y, x);
       if (quincunx >= step.begin && quincunx < step.end) positions.push(y * width + x);
     }
   }

@@ -67,7 +67,7 @@ async function decodeTokens(
   for (const step of model.steps) {
     const positions = positionsOf(step, height, width);
     if (positions.length === 0) continue;
-    const head = await model.head(await model.hidden(state, positions), step.group);
+    const head = await model.head(state, step, positions);
     for (const block of blocksOf(step.first, step.last, positions.length)) {
       const frequencies = await model.frequencies(head, step.group, level, block);
       const numColumns = block.end - block.begin;
@@ -83,7 +83,7 @@ async function decodeTokens(
       watch(numTokens);
       if (count < wanted) return grid;
     }
-    model.reveal(state, positions, step.first, step.last, tokens);
+    await model.reveal(state, step, positions, tokens);
   }
   return grid;
 }

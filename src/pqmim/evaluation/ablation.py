@@ -99,7 +99,7 @@ class FloatNetwork:
         """Ideal code length of a token grid (M, h, w), bits."""
         import torch
 
-        return self._network.schedule_bits(torch.from_numpy(tokens)[None], torch.tensor([level]))
+        return float(self._network.schedule_bits(torch.from_numpy(tokens)[None], torch.tensor([level])).sum())
 
 
 @dataclass(frozen=True)

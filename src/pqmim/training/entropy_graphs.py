@@ -49,12 +49,14 @@ def entropy_graphs(config: EntropyModelConfig, num_subquantizers: int, num_codew
         num_subquantizers, num_codewords: M and K of the tokenizer.
 
     Returns:
-        "embed" and "frequencies"; for each kernel "KERNEL/attend", "KERNEL/project", "KERNEL/feed" and
-        "KERNEL/head.G" for group G. In the names of their weights "{layer}" is the number of a layer.
+        "embed" and "frequencies"; for each kernel "KERNEL/keys_values", "KERNEL/attend", "KERNEL/project",
+        "KERNEL/feed" and "KERNEL/head.G" for group G. In the names of their weights "{layer}" is the number of a
+        layer, or of a group in those of "embed".
     """
     graphs = {"embed": _embed(config), "frequencies": _frequencies(config, num_codewords)}
     schedule = Schedule(num_subquantizers, config.group_steps)
     for kernel in GRAPH_KERNELS:
+        graphs[f"{kernel}/keys_values"] = _keys_values(config, kernel)
         graphs[f"{kernel}/attend"] = _attend(config, kernel)
         graphs[f"{kernel}/project"] = _project(config, kernel)
         graphs[f"{kernel}/feed"] = _feed(config, kernel)
@@ -154,6 +156,7 @@ class _PartBuilder(GraphBuilder):
         *,
         rows: slice | None = None,
         rectify: bool = False,
+        output: str | None = None,
     ) -> str:
         """`linear`, rounded to activations; if rectified, to hidden units (0 stands for 0)."""
         if self.kernel.startswith("qgemm"):  # product, bias, scale, rounding and saturation in one operator
@@ -167,10 +170,10 @@ class _PartBuilder(GraphBuilder):
             inputs = (x, one, self.constant(ZERO, np.uint8), matrix, scale, zeros, bias, one, output_zero)
             y = self.op("QGemm", *inputs, domain=CONTRIB, transB=1)
             low, high = (0, INT8_MAX) if rectify else (ZERO - INT8_MAX, ZERO + INT8_MAX)
-            return self.op("Clip", y, self.constant(low, np.uint8), self.constant(high, np.uint8))
+            return self.op("Clip", y, self.constant(low, np.uint8), self.constant(high, np.uint8), output=output)
         y = self.op("Round", self.linear(x, name, num_inputs, num_outputs, rows=rows))
         y = self.clip(y, 0 if rectify else -INT8_MAX, INT8_MAX)
-        return self.cast(y, np.uint8) if rectify else self.to_activations(y)
+        return self.cast(y, np.uint8) if rectify else self.to_activations(y, output)
 
     def _layer_weights(self, name: str, num_inputs: int, num_outputs: int, rows: slice | None) -> tuple[str, str, str]:
         tensors = (
@@ -194,73 +197,70 @@ class _PartBuilder(GraphBuilder):
 
 
 def _embed(config: EntropyModelConfig) -> Graph:
-    """Embedding sums -> residual stream, and its normalization."""
+    """Embedding sums, added to the residual stream."""
     builder = _PartBuilder(config)
     width = config.width
-    scale = builder.weight("embed.scale", "entropy.embed.scale", (width,), np.float32)
-    h = builder.op("Round", builder.op("Mul", "embedded", scale))
-    h = builder.op(
-        "Clip",
-        h,
-        builder.constant(-RESIDUAL_MAX, np.float32),
-        builder.constant(RESIDUAL_MAX, np.float32),
-        output="h",
-    )
-    builder.normalize(h, "x")
+    scale = builder.weight("embed.scale", "entropy.embed.{layer}.scale", (width,), np.float32)
+    builder.normalize(builder.add_to("h", builder.op("Mul", "embedded", scale), "h_out"), "x_out")
     return builder.build(
-        [("embedded", np.float32, ("n", width))], [("h", np.float32, ("n", width)), ("x", np.uint8, ("n", width))]
+        [("h", np.float32, ("n", width)), ("embedded", np.float32, ("n", width))],
+        [("h_out", np.float32, ("n", width)), ("x_out", np.uint8, ("n", width))],
     )
+
+
+QUERY_KEY_VALUE = "layers.{layer}.attention.query_key_value"
+
+
+def _keys_values(config: EntropyModelConfig, kernel: str) -> Graph:
+    """Keys and values of content."""
+    builder = _PartBuilder(config, kernel)
+    width = config.width
+    builder.requantized("x", QUERY_KEY_VALUE, width, 3 * width, rows=slice(width, 3 * width), output="kv")
+    return builder.build([("x", np.uint8, ("n", width))], [("kv", np.uint8, ("n", 2 * width))])
 
 
 def _attend(config: EntropyModelConfig, kernel: str) -> Graph:
-    """Attention in windows of T positions, one after the other in the rows of the input."""
+    """Attention of queries to keys, each in windows."""
     builder = _PartBuilder(config, kernel)
-    width, head_width, num_keys = config.width, config.head_width, config.window**2
+    width, head_width = config.width, config.head_width
     heads = width // head_width
-    qkv = builder.requantized("x", "layers.{layer}.attention.query_key_value", width, 3 * width)
-    parts = builder.op("Reshape", builder.from_activations(qkv), builder.ints(-1, num_keys, 3, heads, head_width))
-    parts = builder.op("Transpose", parts, perm=[2, 0, 3, 1, 4])  # (3, windows, heads, T, head_width)
-    q, k, v = (builder.op("Gather", parts, builder.constant(index, np.int64), axis=0) for index in range(3))
-    scores = builder.op("MatMul", q, builder.op("Transpose", k, perm=[0, 1, 3, 2]))
+    rows = builder.op("Reshape", "x", builder.ints(-1, width))
+    q = builder.from_activations(builder.requantized(rows, QUERY_KEY_VALUE, width, 3 * width, rows=slice(0, width)))
+    q = builder.op("Reshape", q, builder.op("Shape", "x"))  # (windows, Q, C)
+    q = builder.op("Transpose", builder.op("Reshape", q, builder.ints(0, 0, heads, head_width)), perm=[0, 2, 1, 3])
+    parts = builder.op("Reshape", builder.from_activations("kv"), builder.ints(0, 0, 2, heads, head_width))
+    k = builder.op("Gather", parts, builder.constant(0, np.int64), axis=2)  # (windows, T, heads, head_width)
+    v = builder.op("Gather", parts, builder.constant(1, np.int64), axis=2)
+    scores = builder.op("MatMul", q, builder.op("Transpose", k, perm=[0, 2, 3, 1]))
     # A vector, since a scalar would be fused into the product.
     scale = builder.constant(np.full((heads, 1, 1), score_scale(head_width)), np.float32)
     scores = builder.op("Round", builder.op("Mul", scores, scale))
-    scores = builder.op("Add", builder.op("Add", scores, _position_bias(builder)), "mask")
-    best = builder.op("ReduceMax", scores, axes=[-1], keepdims=1)
+    scores = builder.op("Add", scores, builder.op("Add", "bias", "mask"))
+    sink = builder.weight("sink", "entropy.layers.{layer}.attention.sink", (heads,), np.int32)
+    sink = builder.op("Reshape", builder.cast(sink, np.float32), builder.ints(heads, 1, 1))
+    best = builder.op("Max", builder.op("ReduceMax", scores, axes=[-1], keepdims=1), sink)
     length = exponential_table_length(ATTENTION_ONE, SCORE_UNIT)
-    below = builder.op("Min", builder.op("Sub", best, scores), builder.constant(length - 1, np.float32))
     table = builder.weight("score_table", "entropy.score_table", (length,), np.int32)
-    weights = builder.lookup(builder.cast(table, np.float32), below)
-    total = builder.op("ReduceSum", weights, builder.ints(-1), keepdims=1)
-    mixed = builder.op("Round", builder.op("Div", builder.op("MatMul", weights, v), total))
+    table = builder.cast(table, np.float32)
+
+    def looked_up(score: str) -> str:
+        return builder.lookup(table, builder.clip(builder.op("Sub", best, score), 0, length - 1))
+
+    weights = looked_up(scores)
+    total = builder.op("Add", builder.op("ReduceSum", weights, builder.ints(-1), keepdims=1), looked_up(sink))
+    values = builder.op("Transpose", v, perm=[0, 2, 1, 3])
+    mixed = builder.op("Round", builder.op("Div", builder.op("MatMul", weights, values), total))
     mixed = builder.op("Reshape", builder.op("Transpose", mixed, perm=[0, 2, 1, 3]), builder.ints(-1, width))
     builder.to_activations(mixed, "mixed")
     return builder.build(
-        [("x", np.uint8, ("n", width)), ("mask", np.float32, ("windows", 1, 1, num_keys))],
+        [
+            ("x", np.uint8, ("windows", "queries", width)),
+            ("kv", np.uint8, ("windows", "keys", 2 * width)),
+            ("bias", np.float32, (heads, "queries", "keys")),
+            ("mask", np.float32, ("windows or one", 1, 1, "keys")),
+        ],
         [("mixed", np.uint8, ("n", width))],
     )
-
-
-def _position_bias(builder: _PartBuilder) -> str:
-    """(heads, T, T) float32 from the table of relative positions, folded when a session is made."""
-    window = builder.config.window
-    span, heads = 2 * window - 1, builder.config.width // builder.config.head_width
-    y, x = (axis.ravel() for axis in np.mgrid[:window, :window])
-
-    def differences(axis: np.ndarray, step: int) -> str:
-        # (query - key + window - 1) * step
-        of_query = builder.constant((axis[:, None] + window - 1) * step, np.int64)
-        return builder.op("Sub", of_query, builder.constant(axis[None, :] * step, np.int64))
-
-    pairs = builder.op("Add", differences(y, span), differences(x, 1))
-    table = builder.weight(
-        "layers.{layer}.attention.position_bias",
-        "entropy.layers.{layer}.attention.position_bias",
-        (span**2, heads),
-        np.int32,
-    )
-    gathered = builder.op("Gather", builder.cast(table, np.float32), pairs, axis=0)
-    return builder.op("Transpose", gathered, perm=[2, 0, 1])
 
 
 def _project(config: EntropyModelConfig, kernel: str) -> Graph:
@@ -312,7 +312,7 @@ def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
     best = builder.op("ReduceMax", logits, axes=[-1], keepdims=1)
     index_of_best = builder.op("ArgMax", logits, axis=-1, keepdims=1, select_last_index=0)
     length = exponential_table_length(EXPONENTIAL_ONE, LOGIT_UNIT)
-    below = builder.op("Min", builder.op("Sub", best, logits), builder.constant(length - 1, np.float32))
+    below = builder.clip(builder.op("Sub", best, logits), 0, length - 1)
     table = builder.weight("logit_table", "entropy.logit_table", (length,), np.int32)
     mass = builder.lookup(builder.cast(table, np.float32), below)
     # Below 512 codewords of at most 2^15 the sum is exact in float32.
@@ -320,13 +320,12 @@ def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
     total = builder.cast(builder.op("ReduceSum", total, builder.ints(-1), keepdims=1), np.float64)
     numerator = builder.constant((1 << PRECISION) - num_codewords, np.float64)
     share = builder.cast(builder.op("Div", numerator, total), np.float32)
-    frequencies = builder.op(
-        "Add", builder.op("Floor", builder.op("Mul", mass, share)), builder.constant(1, np.float32)
-    )
-    used = builder.op("ReduceSum", frequencies, builder.ints(-1), keepdims=1)
-    rest = builder.op("Sub", builder.constant(1 << PRECISION, np.float32), used)
-    frequencies = builder.op("ScatterElements", frequencies, index_of_best, rest, axis=-1, reduction="add")
-    builder.op("Cast", frequencies, output="frequencies", to=TensorProto.INT32)
+    whole = builder.cast(builder.op("Mul", mass, share), np.int32)  # of a positive number the integer part
+    used = builder.op("ReduceSum", builder.cast(whole, np.float32), builder.ints(-1), keepdims=1)
+    rest = builder.op("Sub", builder.constant((1 << PRECISION) - num_codewords, np.float32), used)
+    rest = builder.cast(rest, np.int32)
+    frequencies = builder.op("Add", whole, builder.constant(1, np.int32))
+    builder.op("ScatterElements", frequencies, index_of_best, rest, output="frequencies", axis=-1, reduction="add")
     return builder.build(
         [
             ("head", np.uint8, ("m", "n", rank)),

@@ -1,32 +1,147 @@
-"""The entropy model: a masked transformer over the token grid, trainable form.
+"""The entropy model: a masked transformer over the token grid that is decoded with a cache, trainable form.
 
-Given any pattern of known tokens it predicts the probabilities of all others, so one network serves every step of the
-schedule and also fills in what was not sent (masked image modelling as in arXiv:2212.07372). This is the float form for
-training; with `simulate=True` it rounds as the exact form does (`exact_entropy`), which alone codes files.
+The first group of sub-quantizers is predicted by two streams that share their weights (the second masking of M2T,
+arXiv:2304.07313): *content* where tokens are known, *queries* where they are asked for. Only content is seen by others.
+Content of a step sees content up to its own step, a query sees content of earlier steps, so that nothing that is
+computed for a known token ever changes. The picture is known coarsely then, and each later group has a short trunk of
+its own, which goes on from the first one's streams and sees all positions.
+
+So one pass of training predicts every token of every step. Any set of known tokens can be taken too (`Orders.random`):
+a share of the training does so, for what was not sent must be filled in (masked image modelling as in
+arXiv:2212.07372).
+
+This is the float form for training; with `simulate=True` it rounds as the exact form does (`exact_entropy`), which
+alone codes files.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pqmim.config import EntropyModelConfig
-from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX, LOGIT_UNIT, RESIDUAL_UNIT
-from pqmim.schedule import Schedule, Step, quincunx_steps
+from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX, LOGIT_UNIT
+from pqmim.schedule import NUM_QUINCUNX_STEPS, Schedule, quincunx_steps
 from pqmim.training.layers import (
+    UNSEEN,
     QuantizableLinear,
+    Sight,
     TransformerLayer,
-    WindowPartition,
     fake_quantize,
     normalize,
+    partitions_of,
     quantize_weight,
     round_through,
+    to_residual,
 )
 from pqmim.training.trainable_quantizer import LOG2, TrainableQuantizer
 
 VALUE_DEVIATIONS = 4.0
 """Codeword values enter the network in int8 over this many standard deviations of their channel."""
+
+
+@dataclass(frozen=True)
+class LaterPass:
+    """A pass of a later group over all positions.
+
+    Attributes:
+        known: (B or 1, m or 1, h, w) bool, which of the group's tokens are known.
+        predicted: (B or 1, h, w) bool, where its output is wanted.
+    """
+
+    known: Tensor
+    predicted: Tensor
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is known when each token is predicted.
+
+    Attributes:
+        content, query: (B or 1, h, w) int64, labels of the first group's streams: see `Sight.by_labels`.
+        known: (B or 1, m or 1, h, w) bool, the first group's tokens that content carries. A query carries those of its
+            own position if its label is above that of the content there.
+        predicted: (B or 1, h, w) bool, where the first group's tokens are predicted.
+        passes: for each later group.
+        is_whole: whether all tokens of a group are known to the next one; else those that its pass knew.
+    """
+
+    content: Tensor
+    query: Tensor
+    known: Tensor
+    predicted: Tensor
+    passes: tuple[tuple[LaterPass, ...], ...]
+    is_whole: bool
+
+    @classmethod
+    def of_schedule(cls, schedule: Schedule, quincunx: Tensor) -> Orders:
+        """The steps in which files are coded. The very first one is not predicted.
+
+        Args:
+            quincunx: (h, w) int64, step of each position.
+        """
+        masks = [
+            [step_masks(step.begin, step.end, quincunx) for step in schedule.steps_of(group)]
+            for group in range(schedule.num_groups)
+        ]
+        label = torch.zeros_like(quincunx)[None]
+        for index, (_, here) in enumerate(masks[0]):
+            label[:, here] = index
+        known = torch.ones_like(label, dtype=torch.bool)[:, None]
+        passes = tuple(
+            tuple(LaterPass(before[None, None], here[None]) for before, here in steps) for steps in masks[1:]
+        )
+        return cls(label, label, known, label > 0, passes, True)
+
+    @classmethod
+    def of_known(cls, schedule: Schedule, known: Tensor) -> Orders:
+        """Any set of known tokens (B, M, h, w) bool; all others are predicted."""
+        groups = [known[:, slice(*schedule.group_bounds(group))] for group in range(schedule.num_groups)]
+        content = torch.where(groups[0].any(1), 0, UNSEEN)
+        passes = tuple((LaterPass(group, ~group.all(1)),) for group in groups[1:])
+        return cls(content, torch.ones_like(content), groups[0], ~groups[0].all(1), passes, False)
+
+    def of_samples(self, choose: Callable[[Tensor], Tensor]) -> Orders:
+        """Those of some samples, if they differ between samples."""
+
+        def chosen(mask: Tensor) -> Tensor:
+            return choose(mask) if len(mask) > 1 else mask
+
+        passes = tuple(
+            tuple(LaterPass(chosen(each.known), chosen(each.predicted)) for each in passes) for passes in self.passes
+        )
+        content, query, known, predicted = map(chosen, (self.content, self.query, self.known, self.predicted))
+        return Orders(content, query, known, predicted, passes, self.is_whole)
+
+    def wanted(self, group: int) -> tuple[Tensor, Tensor | None]:
+        """What is predicted of a group: (B or 1, h, w) bool, where; and if there are tokens in these places that are
+        known, (B, m, h, w) bool, which are not."""
+        if group == 0:
+            predicted, known, is_partly_known = self.predicted, self.known, bool((self.query > self.content).any())
+        else:
+            passes = self.passes[group - 1]
+            predicted = torch.stack(torch.broadcast_tensors(*(each.predicted for each in passes))).any(0)
+            known, is_partly_known = passes[-1].known, not self.is_whole
+        return predicted, ~known if is_partly_known else None
+
+    def num_predicted(self, schedule: Schedule, count: int) -> int:
+        """How many tokens of a batch of `count` samples are predicted."""
+        total = 0
+        for group in range(schedule.num_groups):
+            first, last = schedule.group_bounds(group)
+            predicted, unknown = self.wanted(group)
+            number = int(predicted.sum()) * (last - first) if unknown is None else int(unknown.sum())
+            total += number * (count if len(predicted) == 1 else 1)
+        return total
+
+    @property
+    def is_complete(self) -> Tensor:
+        """(B or 1, h, w) bool: where the content knows all tokens of the first group."""
+        return (self.content < UNSEEN) & self.known.all(1)
 
 
 class EntropyModel(nn.Module):
@@ -44,10 +159,13 @@ class EntropyModel(nn.Module):
 
     Attributes:
         token_values: (L, K, D') float32, codeword values on the activation grid, a constant of the tokenizer.
+        first_prior: (L, m, K) float32, natural logarithms of the static probabilities that the first step is coded
+            with, a constant of the tokenizer.
         schedule: the steps that files are coded in.
     """
 
     token_values: Tensor
+    first_prior: Tensor
 
     def __init__(
         self,
@@ -64,21 +182,33 @@ class EntropyModel(nn.Module):
         self.schedule = Schedule(num_subquantizers, config.group_steps)
         self.num_levels, self.num_subquantizers, self.num_codewords = num_levels, num_subquantizers, num_codewords
         self.register_buffer("token_values", torch.zeros(num_levels, num_codewords, num_kept))
-        self.embed = QuantizableLinear(num_kept + num_subquantizers + num_levels, config.width)
+        first_step = self.schedule.steps[0]
+        self.register_buffer("first_prior", torch.zeros(num_levels, first_step.last, num_codewords))
+        self.embed = nn.ModuleList(
+            QuantizableLinear(self.num_inputs(group), config.width, bias=group == 0)
+            for group in range(self.schedule.num_groups)
+        )
         self.layers = nn.ModuleList(
             TransformerLayer(
                 config.width,
                 config.head_width,
                 config.mlp_ratio,
                 config.window,
-                has_attention=index % config.attention_every == 0,
-                is_last=index == config.num_layers - 1,
+                has_attention=config.has_attention(layer),
+                is_shifted=config.is_shifted(layer),
+                is_last=config.is_last(layer),
             )
-            for index in range(config.num_layers)
+            for layer in range(config.total_layers)
         )
         self.head = QuantizableLinear(config.width, num_subquantizers * config.token_rank)
         self.token_factors = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords, config.token_rank))
         self.token_bias = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords))
+
+    def num_inputs(self, group: int) -> int:
+        """Inputs of the embedding of a group's tokens: values and known-flags, and levels for the first."""
+        first, last = self.schedule.group_bounds(group)
+        values = int(self.runs[last - 1].stop - self.runs[first].start)
+        return values + last - first + (self.num_levels if group == 0 else 0)
 
     @classmethod
     def for_quantizer(cls, config: EntropyModelConfig, quantizer: TrainableQuantizer) -> EntropyModel:
@@ -88,6 +218,7 @@ class EntropyModel(nn.Module):
         with torch.no_grad():
             priors = quantizer.prior_logits.log_softmax(2)  # (L, M, K)
             model.token_bias.copy_(priors)
+            model.first_prior.copy_(priors[:, : model.first_prior.shape[1]])
             model.token_factors.normal_(std=0.3)
             for m, run in enumerate(quantizer.runs()):
                 centered = quantizer.codebook[:, :, run] - quantizer.default[quantizer.order[run]]  # (L, K, d)
@@ -107,109 +238,183 @@ class EntropyModel(nn.Module):
             model.head.weight.mul_(0.02)
         return model
 
-    def features(self, tokens: Tensor, known: Tensor, level: Tensor) -> Tensor:
-        """Input of the network.
+    def embedded(self, group: int, tokens: Tensor, known: Tensor, level: Tensor, *, simulate: bool = False) -> Tensor:
+        """What the tokens of a group add to the residual stream.
 
         Args:
-            tokens: (B, M, h, w) int64; ignored where unknown.
-            known: (B, M, h, w) bool.
+            tokens: (B, m, h, w) int64, of the group; ignored where unknown.
+            known: (B or 1, m or 1, h, w) bool.
             level: (B,) int64 in [0, L).
 
         Returns:
-            (B, h, w, D' + M + L) float32: codeword values (0 if unknown), one known-flag per sub-quantizer, the level
-            as one of L flags.
+            (B, h, w, C) float32: of codeword values (0 if unknown), one known-flag per sub-quantizer, for the first
+            group the level as one of L flags.
         """
-        levels = F.one_hot(level, self.num_levels).float()[:, None, None].expand(-1, *tokens.shape[2:], -1)
+        first, last = self.schedule.group_bounds(group)
         which = level[:, None, None]
+        flags = known.expand(len(tokens), last - first, -1, -1).permute(0, 2, 3, 1).to(self.token_values.dtype)
         parts = [
-            self.token_values[:, :, run][which, tokens[:, m]] * known[:, m, :, :, None]
-            for m, run in enumerate(self.runs)
+            self.token_values[:, :, run][which, tokens[:, m]] * flags[..., m, None]
+            for m, run in enumerate(self.runs[first:last])
         ]
-        return torch.cat([*parts, known.permute(0, 2, 3, 1).float(), levels], dim=-1)
+        parts.append(flags)
+        if group == 0:
+            levels = F.one_hot(level, self.num_levels).to(flags.dtype)
+            parts.append(levels[:, None, None].expand(*flags.shape[:3], -1))
+        return to_residual(self.embed[group](torch.cat(parts, dim=-1), simulate).float(), simulate=simulate)
 
-    def hidden(self, features: Tensor, *, simulate: bool = False) -> Tensor:
-        """Features (B, h, w, D' + M + L) -> (B, h, w, C) float32 on the activation grid, ready for `logits`."""
-        height, width = features.shape[1:3]
-        partitions = [
-            WindowPartition(height, width, self.config.window, shifted, features.device) for shifted in (False, True)
-        ]
-        h = self.embed(features, simulate).float()
-        if simulate:
-            h = round_through(h * (1 / RESIDUAL_UNIT)) * RESIDUAL_UNIT
-        for index, layer in enumerate(self.layers):
-            h = layer(h, partitions[index // self.config.attention_every % 2], simulate)
-        return normalize(h, simulate=simulate)
-
-    def logits(self, hidden: Tensor, level: Tensor, first: int, last: int, *, simulate: bool = False) -> Tensor:
-        """Logits of sub-quantizers `first` to `last` at some positions.
-
-        Args:
-            hidden: (n, C) rows of `hidden`.
-            level: (n,) int64, level of the image that a row is from.
-
-        Returns:
-            (n, last - first, K) float32, nats, unnormalized.
-        """
-        rank = self.config.token_rank
-        rows = slice(first * rank, last * rank)
-        factors = self.token_factors[:, first:last]  # (L, m, K, R)
-        if simulate:
-            integers, unit = quantize_weight(self.head.weight[rows])
-            head = hidden @ integers.t() * unit[:, 0] + self.head.bias[rows]
-            factor_integers, factor_unit = quantize_weight(factors.flatten(2).flatten(0, 1))
-            factors = factor_integers.view_as(factors)
-        else:
-            head = hidden @ self.head.weight[rows].t() + self.head.bias[rows]
-        head = fake_quantize(head.float(), ACTIVATION_UNIT, simulate=simulate)
-        head = head.view(-1, last - first, rank).transpose(0, 1)  # (m, n, R)
-        products = head.new_zeros(head.shape[1], last - first, self.num_codewords)
-        for index in level.unique().tolist():
-            of_level = level == index
-            product = torch.bmm(head[:, of_level], factors[index].transpose(1, 2)).float()
-            if simulate:
-                product = product * factor_unit.view(self.num_levels, -1)[index, :, None, None]
-            products[of_level] = product.transpose(0, 1)
-        logits = products + self.token_bias[:, first:last][level]
-        if simulate:
-            logits = round_through(logits * (1 / LOGIT_UNIT)) * LOGIT_UNIT
-        return logits
-
-    def code_length(
-        self, tokens: Tensor, known: Tensor, predicted: Tensor, level: Tensor, group: int, *, simulate: bool = False
-    ) -> Tensor:
-        """Bits of each predicted token.
+    def hidden(self, tokens: Tensor, level: Tensor, orders: Orders, *, simulate: bool = False) -> list[Tensor]:
+        """Run the network over everything.
 
         Args:
             tokens: (B, M, h, w) int64.
-            known: (B, M, h, w) bool.
-            predicted: (B, h, w) bool, where the tokens of `group` are predicted.
             level: (B,) int64.
 
         Returns:
-            (n * m,) float32 for the n predicted positions and the m sub-quantizers of the group.
+            For each group (B, h, w, C) float32 on the activation grid, ready for `code_length`, where it is predicted.
         """
-        first, last = self.schedule.group_bounds(group)
-        hidden = self.hidden(self.features(tokens, known, level), simulate=simulate)[predicted]
-        levels = level[:, None, None].expand_as(predicted)[predicted]
-        logits = self.logits(hidden, levels, first, last, simulate=simulate)
-        targets = tokens[:, first:last].permute(0, 2, 3, 1)[predicted]
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") / LOG2
+        config, (batch, _, height, width) = self.config, tokens.shape
+        groups = [tokens[:, slice(*self.schedule.group_bounds(group))] for group in range(self.schedule.num_groups)]
+        partitions = partitions_of(height, width, config.window, tokens.device)
+        sight = Sight.by_labels(orders.content, orders.query, partitions)
+        asked = orders.known & (orders.query > orders.content)[:, None]
+        h = torch.stack(
+            [self.embedded(0, groups[0], known, level, simulate=simulate) for known in (orders.known, asked)]
+        )
+        own = [self.layers[layer] for layer in config.layers_of(0)]
+        for layer in own[:-1]:
+            h = layer(h, sight, partitions, simulate)
+        outputs = [own[-1](h, sight, partitions, simulate, first=1)[0]]
+        # The later groups go on before the last layer, which content need not pass then.
+        going_on = torch.where(orders.is_complete[..., None], h[0], h[1])
+        everything = Sight.everything(partitions)
+        for group, passes in enumerate(orders.passes, start=1):
+            known = torch.cat([each.known.expand(batch, -1, height, width) for each in passes])
+            count = len(passes)
+            update = self.embedded(
+                group, groups[group].repeat(count, 1, 1, 1), known, level.repeat(count), simulate=simulate
+            )
+            h = to_residual(going_on.repeat(count, 1, 1, 1) + update, simulate=simulate)
+            for number in config.layers_of(group):
+                if config.is_last(number) and not config.has_attention(number):
+                    h = _at_predicted(h, passes)
+                h = self.layers[number](h[None], everything, partitions, simulate)[0]
+            h = _at_predicted(h, passes) if len(h) > batch else h
+            outputs.append(h)
+            going_on = h
+            if orders.is_whole and group + 1 < len(groups):
+                all_known = torch.ones_like(known[:1])
+                going_on = going_on + self.embedded(group, groups[group], all_known, level, simulate=simulate)
+        return [normalize(h, simulate=simulate) for h in outputs]
 
-    @torch.no_grad()
-    def schedule_bits(self, tokens: Tensor, level: Tensor, *, simulate: bool = False) -> float:
-        """Bits of whole token grids (B, M, h, w) of levels (B,), coded step by step as in a file."""
-        quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
-        bits = 0.0
-        for step in self.schedule.steps:
-            here, predicted = (mask.expand(len(tokens), -1, -1) for mask in step_masks(step, quincunx))
-            known = torch.zeros_like(tokens, dtype=torch.bool)
-            known[:, : step.first] = True
-            known[:, step.first : step.last] = here[:, None]
-            lengths = self.code_length(tokens, known, predicted, level, step.group, simulate=simulate)
-            bits += float(lengths.double().sum())
+    def token_bits(
+        self, group: int, hidden: Tensor, tokens: Tensor, level: Tensor, *, simulate: bool = False
+    ) -> Tensor:
+        """Code lengths of the tokens of a group at some positions.
+
+        Args:
+            hidden: (n, C) rows of `hidden`.
+            tokens: (n, m) int64.
+            level: (n,) int64, level of the image that a row is from.
+
+        Returns:
+            (n, m) float32, bits.
+        """
+        order = level.argsort(stable=True)
+        lengths = [
+            F.cross_entropy(
+                self.logits(group, hidden[rows], index, simulate=simulate).flatten(0, 1),
+                tokens[rows].t().flatten(),
+                reduction="none",
+            ).view(-1, len(rows))
+            for index, rows in _rows_by_level(level, order)
+        ]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return torch.cat(lengths, dim=1).t()[back] / LOG2
+
+    def logits(self, group: int, hidden: Tensor, level: int, *, simulate: bool = False) -> Tensor:
+        """Logits of the tokens of a group: rows (n, C) of `hidden`, of one level -> (m, n, K) float32, nats."""
+        first, last = self.schedule.group_bounds(group)
+        rank = self.config.token_rank
+        head = self.head(hidden, simulate, slice(first * rank, last * rank)).float()
+        head = fake_quantize(head, ACTIVATION_UNIT, simulate=simulate)
+        head = head.view(-1, last - first, rank).transpose(0, 1)  # (m, n, R)
+        factors = self.token_factors[level, first:last]  # (m, K, R)
+        if simulate:
+            integers, unit = quantize_weight(factors.flatten(1))
+            products = torch.bmm(head, integers.view_as(factors).transpose(1, 2)).float() * unit[..., None]
+        else:
+            products = torch.bmm(head, factors.transpose(1, 2)).float()
+        logits = products + self.token_bias[level, first:last, None]
+        return round_through(logits * (1 / LOGIT_UNIT)) * LOGIT_UNIT if simulate else logits
+
+    def code_length(self, tokens: Tensor, level: Tensor, orders: Orders, *, simulate: bool = False) -> Tensor:
+        """Bits of all tokens that are predicted, in all.
+
+        Args:
+            tokens: (B, M, h, w) int64.
+            level: (B,) int64.
+        """
+        bits = self.token_bias.new_zeros(())
+        for group, hidden in enumerate(self.hidden(tokens, level, orders, simulate=simulate)):
+            predicted, unknown = orders.wanted(group)
+            predicted = predicted.expand(hidden.shape[:3])
+            own = tokens[:, slice(*self.schedule.group_bounds(group))].permute(0, 2, 3, 1)[predicted]
+            levels = level[:, None, None].expand_as(predicted)[predicted]
+            lengths = self.token_bits(group, hidden[predicted], own, levels, simulate=simulate)
+            if unknown is not None:
+                lengths = lengths * unknown.permute(0, 2, 3, 1)[predicted]
+            bits = bits + lengths.sum()
         return bits
 
+    @torch.no_grad()
+    def schedule_bits(self, tokens: Tensor, level: Tensor, *, simulate: bool = False) -> Tensor:
+        """Bits of whole token grids, coded step by step as in a file.
 
-def step_masks(step: Step, quincunx: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (h, w) bool where the step's group is known before the step, and where the step codes it."""
-    return quincunx < step.begin, (quincunx >= step.begin) & (quincunx < step.end)
+        Args:
+            tokens: (B, M, h, w) int64.
+            level: (B,) int64.
+
+        Returns:
+            (groups, 5) float64, by quincunx step.
+        """
+        quincunx = torch.from_numpy(quincunx_steps(*tokens.shape[2:])).to(tokens.device)
+        orders = Orders.of_schedule(self.schedule, quincunx)
+        bits = []
+        for group, hidden in enumerate(self.hidden(tokens, level, orders, simulate=simulate)):
+            own = tokens[:, slice(*self.schedule.group_bounds(group))].permute(0, 2, 3, 1)  # (B, h, w, m)
+            levels = level[:, None, None].expand(own.shape[:3])
+            lengths = self.token_bits(
+                group, hidden.flatten(0, 2), own.flatten(0, 2), levels.flatten(), simulate=simulate
+            )
+            lengths = lengths.double().sum(1).view(own.shape[:3])
+            if group == 0:
+                static = -self.first_prior[level].gather(2, own.flatten(1, 2).transpose(1, 2)).sum(1) / LOG2
+                first = orders.query == 0
+                lengths = torch.where(first, static.view(own.shape[:3]).double(), lengths)
+            bits.append(
+                lengths.new_zeros(NUM_QUINCUNX_STEPS).index_add_(0, quincunx.flatten(), lengths.sum(0).flatten())
+            )
+        return torch.stack(bits)
+
+
+def _at_predicted(h: Tensor, passes: tuple[LaterPass, ...]) -> Tensor:
+    """Of the passes' outputs, one after the other, those where they are wanted: (P * B, h, w, C) -> (B, h, w, C)."""
+    outputs = h.chunk(len(passes))
+    chosen = outputs[-1]
+    for output, each in zip(outputs[:-1], passes[:-1], strict=True):
+        chosen = torch.where(each.predicted[..., None], output, chosen)
+    return chosen
+
+
+def _rows_by_level(level: Tensor, order: Tensor) -> list[tuple[int, Tensor]]:
+    """Levels that occur, and the rows of each; `order` sorts the rows by level."""
+    levels, counts = level.unique(return_counts=True)
+    return list(zip(levels.tolist(), order.split(counts.tolist()), strict=True))
+
+
+def step_masks(begin: int, end: int, quincunx: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (h, w) bool where a step's group is known before the quincunx steps `begin` to `end`, and where they
+    are."""
+    return quincunx < begin, (quincunx >= begin) & (quincunx < end)

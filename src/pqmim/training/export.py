@@ -23,6 +23,7 @@ from torch import Tensor
 from pqmim.config import ModelConfig, QualityRange, TokensConfig, TransformConfig
 from pqmim.decoder_files import SYNTHESIS_PREFIX, DecoderFile, compute_decoder_id, difference
 from pqmim.errors import ModelError, PqmimError
+from pqmim.exact_numpy import frequencies_of_logits
 from pqmim.fixed_point import (
     ACTIVATION_UNIT,
     ATTENTION_ONE,
@@ -74,23 +75,27 @@ def export_entropy(model: EntropyModel) -> dict[str, NDArray[Any]]:
         integers, row_unit = quantize_weight(layer.weight.detach().float())
         product_unit = row_unit[:, 0] * unit
         tensors[name + ".weight"] = integers.to(torch.int8)
-        room = bias_room(layer.in_features)
-        bias = (layer.bias.detach().float() / product_unit).round().clamp(-room, room)
-        tensors[name + ".bias"] = bias.to(torch.int32)
+        if layer.bias is not None:
+            room = bias_room(layer.in_features)
+            bias = (layer.bias.detach().float() / product_unit).round().clamp(-room, room)
+            tensors[name + ".bias"] = bias.to(torch.int32)
         tensors[name + ".scale"] = product_unit / output_unit
 
     with torch.no_grad():
         tensors["token_values"] = (model.token_values / unit).round().to(torch.int8)
-        add_linear("embed", model.embed, RESIDUAL_UNIT)
+        for group, embed in enumerate(model.embed):
+            assert isinstance(embed, QuantizableLinear)
+            add_linear(f"embed.{group}", embed, RESIDUAL_UNIT)
         for index, layer in enumerate(model.layers):
             assert isinstance(layer, TransformerLayer)
             prefix = f"layers.{index}."
             if layer.attention is not None:
                 add_linear(prefix + "attention.query_key_value", layer.attention.query_key_value, unit)
                 add_linear(prefix + "attention.project", layer.attention.project, RESIDUAL_UNIT)
-                bias = (layer.attention.position_bias / SCORE_UNIT).round()
-                bias = bias.clamp(-POSITION_BIAS_MAX, POSITION_BIAS_MAX)
-                tensors[prefix + "attention.position_bias"] = bias.to(torch.int32)
+                for score in ("position_bias", "sink"):
+                    bias = (layer.attention.get_parameter(score) / SCORE_UNIT).round()
+                    bias = bias.clamp(-POSITION_BIAS_MAX, POSITION_BIAS_MAX)
+                    tensors[prefix + f"attention.{score}"] = bias.to(torch.int32)
             add_linear(prefix + "feed_forward.expand", layer.feed_forward.expand, unit)
             add_linear(prefix + "feed_forward.project", layer.feed_forward.project, RESIDUAL_UNIT)
         add_linear("head", model.head, unit)
@@ -100,7 +105,9 @@ def export_entropy(model: EntropyModel) -> dict[str, NDArray[Any]]:
         bias = (model.token_bias / LOGIT_UNIT).round().clamp(-TOKEN_BIAS_MAX, TOKEN_BIAS_MAX)
         tensors["token_bias"] = bias.to(torch.int32)
         tensors["score_table"] = _exponential_table(ATTENTION_ONE, SCORE_UNIT)
-        tensors["logit_table"] = _exponential_table(EXPONENTIAL_ONE, LOGIT_UNIT)
+        table = tensors["logit_table"] = _exponential_table(EXPONENTIAL_ONE, LOGIT_UNIT)
+        prior = (model.first_prior.float() / LOGIT_UNIT).round().cpu().numpy()
+        tensors["first_frequencies"] = torch.from_numpy(frequencies_of_logits(prior, table.float().numpy()))
     return {name: tensor.contiguous().cpu().numpy() for name, tensor in tensors.items()}
 
 

@@ -1,8 +1,8 @@
 """Train the masked transformer on the tokens of a frozen tokenizer; write the finished model.
 
-Tokens are made on the fly from random crops at random trade-offs. Most batches hide what one step of the schedule
-hides; the others hide random positions of random sub-quantizers, so that the network can also fill arbitrary
-gaps. The loss is the mean code length of hidden tokens, plain cross-entropy.
+Tokens are made on the fly from random crops at random trade-offs. Most batches predict every token in the step of the
+schedule that codes it, in one pass; the others any tokens given any others, so that the network can also fill arbitrary
+gaps. The loss is the mean code length of what is predicted, plain cross-entropy.
 """
 
 from __future__ import annotations
@@ -20,69 +20,71 @@ from pqmim.model_files import FLOAT_MODEL, MODEL_FILE
 from pqmim.schedule import quincunx_steps
 from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.data import STAGE_STEPS
-from pqmim.training.entropy_model import EntropyModel, step_masks
+from pqmim.training.entropy_model import EntropyModel, Orders
 from pqmim.training.export import save_model
 from pqmim.training.recipes import EntropyTraining
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.train_tokenizer import NOT_IN_FACTS, draw_w
 from pqmim.training.training_run import Draws, TrainingRun, fit, open_photos
 
-RANDOM_MASK_SHARE = 0.15
-"""Share of the batches that hide random tokens instead of a step of the schedule."""
-LATER_STEPS_WEIGHT = 0.3
-"""Weight in the loss of the tokens that later steps will code. Their gradients come at little cost, and the fill of
-what was not sent needs their probabilities."""
+RANDOM_SHARE = 0.15
+"""Share of the batches in which random tokens are known, not those of the schedule."""
+MAX_RANDOM_STEPS = 8
+"""Most steps of a random order."""
+PATCHES = 4
+"""Random sets of known positions vary by position, or by patches, this many in each direction."""
 SAME_CODEWORDS = 0.2
 """Codewords that moved by less than this (mean square, in mean squares of their size) are taken to be the same ones."""
 
 
-def draw_masks(
-    model: EntropyModel, count: int, quincunx: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Draw what a batch knows and what it must predict.
+def draw_orders(model: EntropyModel, count: int, quincunx: Tensor, generator: torch.Generator) -> Orders:
+    """Draw what a batch knows when each of its tokens is predicted: the schedule, or anything.
 
     Args:
         count: B.
         quincunx: (h, w) int64, step of each position, on the CPU.
         generator: on the CPU.
-
-    Returns:
-        known (B, M, h, w) bool; predicted positions (B, h, w) bool, and those of later steps; the group of
-        sub-quantizers predicted there.
     """
+    schedule, (height, width) = model.schedule, quincunx.shape
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator)
 
-    group = int(uniform() * model.schedule.num_groups)
-    first, last = model.schedule.group_bounds(group)
-    if uniform() < RANDOM_MASK_SHARE:
+    if uniform() >= RANDOM_SHARE:
+        return Orders.of_schedule(schedule, quincunx)
+
+    def field() -> Tensor:  # (B, h, w), uniform in [0, 1); by patches in half of the samples
+        patches = uniform(count, 1, PATCHES, PATCHES)
+        coarse = nn.functional.interpolate(patches, size=(height, width), mode="nearest")[:, 0]
+        return torch.where(uniform(count, 1, 1) < 0.5, coarse, uniform(count, height, width))
+
+    known = []
+    for group in range(schedule.num_groups):
+        first, last = schedule.group_bounds(group)
         chance = uniform(count, 1, 1)
-        here = uniform(count, *quincunx.shape) < chance
-        predicted = ~here & (uniform(count, *quincunx.shape) < 0.5)
-        before = uniform(count, *quincunx.shape) < chance.sqrt()
-        after = here & (uniform(count, 1, 1) < 0.3)
-    else:
-        steps = model.schedule.steps_of(group)
-        pairs = [step_masks(steps[int(uniform() * len(steps))], quincunx) for _ in range(count)]
-        here, predicted = (torch.stack(masks) for masks in zip(*pairs, strict=True))
-        before, after = torch.ones_like(here), torch.zeros_like(here)
-    m = model.num_subquantizers
-    known = torch.cat(
-        [
-            before[:, None].expand(-1, first, -1, -1),
-            here[:, None].expand(-1, last - first, -1, -1),
-            after[:, None].expand(-1, m - last, -1, -1),
-        ],
-        dim=1,
-    )
-    return known, predicted, ~(here | predicted), group
+        whole = field() < chance
+        # Elsewhere leading tokens may be known, as in a file that ends early; or any.
+        index = torch.arange(last - first)[:, None, None]
+        leading = index < uniform(count, 1, 1, 1) * (last - first)
+        any_of_them = uniform(count, last - first, height, width) < uniform(count, 1, 1, 1)
+        some = torch.where(uniform(count, 1, 1, 1) < 0.5, leading, any_of_them)
+        in_part = (field() < uniform(count, 1, 1)) & (uniform(count, 1, 1) < 0.5)
+        known.append(whole[:, None] | (some & in_part[:, None]))
+    orders = Orders.of_known(schedule, torch.cat(known, dim=1))
+    if uniform() < 0.5:
+        return orders
+    # Random steps of whole positions, each with a share of its own.
+    num_steps = 2 + int(uniform() * (MAX_RANDOM_STEPS - 1))
+    ends = uniform(count, 1, 1, num_steps).sort(dim=-1).values
+    label = (field()[..., None] > ends).sum(-1)
+    everything = torch.ones_like(label, dtype=torch.bool)
+    return Orders(label, label, everything[:, None], everything, orders.passes, is_whole=False)
 
 
 def take_over_weights(model: EntropyModel, path: Path) -> None:
     """Start from the float weights of an earlier run: all that have the same name and shape.
 
-    If the earlier model has fewer layers, the additional ones go before its last and add nothing yet.
+    If the earlier model has fewer layers in the first group, the additional ones go before their last and add nothing.
 
     What belongs to the codewords (biases and factors of the tokens) is taken over only if these are about the same, as
     after a tokenizer run that started from that of the earlier run.
@@ -96,13 +98,14 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
         raise ConfigError(f"{path}: cannot be read as weights of an earlier run") from error
     own = model.state_dict()
     num_layers = 1 + max((int(name.split(".")[1]) for name in earlier if name.startswith("layers.")), default=-1)
-    if 0 < num_layers < len(model.layers):
-        last, new_last = f"layers.{num_layers - 1}.", f"layers.{len(model.layers) - 1}."
-        earlier = {name.replace(last, new_last): tensor for name, tensor in earlier.items()}
-        for index in range(num_layers - 1, len(model.layers) - 1):
-            for name in own:
-                if name.startswith(f"layers.{index}.") and ".project." in name:
-                    own[name].zero_()
+    more = len(model.layers) - num_layers
+    if 0 < more < model.config.num_layers and num_layers > 0:
+        first_new = model.config.num_layers - 1 - more
+        earlier = {_moved(name, first_new, more): tensor for name, tensor in earlier.items()}
+        for name in own:
+            layer = int(name.split(".")[1]) if name.startswith("layers.") else -1
+            if first_new <= layer < first_new + more and ".project." in name:
+                own[name].zero_()
     same_shape = {name for name, tensor in earlier.items() if name in own and own[name].shape == tensor.shape}
     same_codewords = False
     if "token_values" in same_shape:
@@ -113,12 +116,21 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
         values = own["token_values"]
         moved = (used * (earlier["token_values"] - values).square()).sum()
         same_codewords = bool(moved < SAME_CODEWORDS * (used * values.square()).sum())
+    constants = {"token_values", "first_prior"}
     fitting = {
-        name: earlier[name] for name in same_shape - {"token_values"} if same_codewords or not name.startswith("token_")
+        name: earlier[name] for name in same_shape - constants if same_codewords or not name.startswith("token_")
     }
     if not fitting:
         raise ConfigError(f"{path}: no weights that fit this model")
     model.load_state_dict({**own, **fitting})
+
+
+def _moved(name: str, first: int, distance: int) -> str:
+    """Name of a weight after the layers from `first` on have moved up."""
+    parts = name.split(".")
+    if parts[0] == "layers" and int(parts[1]) >= first:
+        parts[1] = str(int(parts[1]) + distance)
+    return ".".join(parts)
 
 
 @torch.no_grad()
@@ -134,7 +146,10 @@ def validate_entropy_model(
     row: dict[str, float] = {}
     for w, tokens in token_sets.items():
         level = tokenizer.quantizer.level(w)
-        bits = sum(model.schedule_bits(t, level.expand(len(t)), simulate=simulate) for t in tokens.split(16))
+        bits = sum(
+            float(model.schedule_bits(part, level.expand(len(part)), simulate=simulate).sum())
+            for part in tokens.split(16)
+        )
         static = float(tokenizer.quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
         row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
         row[f"saved_vs_static@{w:.3g}"] = 1 - bits / static
@@ -176,19 +191,14 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
         w = draw_w(tokenizer.quantizer, draws)
         tokens = tokens_of(x, w)
-        known, predicted, later, group = draw_masks(model, stage.batch_size, quincunx, draws.generator)
-        first, last = model.schedule.group_bounds(group)
-        # The means are over the whole batch, whatever part of it is here.
-        weight = predicted / predicted.sum().clamp_min(1) + LATER_STEPS_WEIGHT * later / later.sum().clamp_min(1)
-        known, weight = draws.mine(known), draws.mine(weight)
-        is_asked = weight > 0
+        orders = draw_orders(model, stage.batch_size, quincunx, draws.generator)
+        # The mean is over the whole batch, whatever part of it is here.
+        total = orders.num_predicted(model.schedule, stage.batch_size)
+        orders = orders.of_samples(draws.mine)
         with run.autocast():
             level = tokenizer.quantizer.level(w)
-            bits = model.code_length(tokens, known, is_asked, level, group, simulate=step >= first_simulated)
-        weight = weight[is_asked].repeat_interleave(last - first)
-        is_now = draws.mine(predicted)[is_asked].repeat_interleave(last - first)
-        num_now = int(predicted.sum()) * (last - first)
-        return {"loss": (bits * weight).sum() / (last - first), "bits": bits[is_now].sum() / max(1, num_now)}
+            bits = model.code_length(tokens, level, orders, simulate=step >= first_simulated)
+        return {"loss": bits / max(1, total)}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, EntropyModel)
