@@ -204,9 +204,9 @@ class ExactEntropyModel:
             state.waiting = (step, self._sums(0, tokens, None, state.level))
         else:
             sums = self._sums(step.group, tokens, None, state.level)
-            assert state.output is not None  # `head` was called
-            for stream in (state.output,) if is_end else (state.output, state.stream):
-                stream.put(positions, self._embed(step.group, stream.h[positions], sums))
+            for stream in (state.output, None if is_end else state.stream):
+                if stream is not None:
+                    stream.put(positions, self._embed(step.group, stream.h[positions], sums))
         if is_end and step.group > 0 and state.output is not None:
             state.stream, state.output = state.output, None
 
