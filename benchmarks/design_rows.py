@@ -7,8 +7,8 @@
 
 `transforms` trains the first stage from its start with other blocks or another scale of the latent. `codebooks`
 compares ways to learn the codebooks, and nested with plain fine-tuning. `stages` trains nothing: it says what each
-stage of a finished model gave, from its tokenizer before (`--before`) and after the last one. Numbers are from the photos held out of training. A finished row is not made again after an
-interruption.
+stage of a finished model gave, from its tokenizer before (`--before`) and after the last one. Numbers are from the
+photos held out of training. A finished row is not made again after an interruption.
 """
 
 from __future__ import annotations
