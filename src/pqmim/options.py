@@ -34,7 +34,7 @@ class Effort:
     vivid_steps: int = 0
 
 
-EFFORTS = (Effort(), Effort(corrections=2, vivid_steps=5), Effort(corrections=5, structure_steps=5, vivid_steps=15))
+EFFORTS = (Effort(), Effort(corrections=2, vivid_steps=5), Effort(corrections=5, structure_steps=5, vivid_steps=10))
 """From effort 1 on."""
 MAX_EFFORT = len(EFFORTS)
 DEFAULT_EFFORT = 2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pqmim.distortion import Planes, SquaredError
 from pqmim.perceptual.efficientnet import load_efficientnet_lite0
 
-SQUARED_ERROR_SHARE = 0.3
+SQUARED_ERROR_SHARE = 0.5
 """Weight of the squared error in the distortion; chosen on the validation photos."""
 
 
