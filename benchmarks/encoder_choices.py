@@ -1,13 +1,14 @@
 """What the encoder's choices are worth: nearest codeword, whose bits count, every effort, every tuning.
 
     python benchmarks/encoder_choices.py DATASET -o OUT [-m MODEL] [--decoder D] [--images N] [--qualities 20 40 60 80]
-        [--variants NAME...] [--metrics psnr ms-ssim ssimulacra2] [--threads 1 2]
+        [--for DECODER] [--variants NAME...] [--metrics psnr ms-ssim ssimulacra2] [--threads 1 2]
 
 Every variant is a curve of real files, decoded again. All use the same model, so files differ only by which tokens
 were sent. Nearest codewords know no trade-off; their curve has a point for each level, with that level's codebooks.
 "masked model" chooses by the bits that a token takes where it is, "static prior" by those that it takes anywhere;
 effort 1 weighs both. These four make no corrections, so that they differ in the choice alone. The tune `vivid` is for
-`--decoder vivid` and needs `pqmim[perceptual]`; it is measured where --variants names it.
+`--decoder vivid` and needs `pqmim[perceptual]`; it is measured where --variants names it. With --for the files of all
+others are made for another decoder.
 
 With --threads a second table has the seconds of the clock that one encoding at --timed-quality takes with so many
 threads: the median of three, mean over --timed-images pictures. Other work on the machine is in them.
@@ -125,27 +126,41 @@ def level_qualities(codec: Codec) -> list[float]:
     return sorted(statistics.median_low(group) for group in of_level.values())
 
 
-def encode(codec: Codec, photo: Photo, variant: Variant, quality: float) -> bytes:
-    """One file."""
-    judge = vivid_judge() if variant.options.tune == Tune.VIVID else None
-    with choosing(variant.choice):
-        return codec.encode(photo.pixels, quality=quality, options=variant.options, judge=judge)
+@dataclass(frozen=True)
+class Makers:
+    """Who makes files: the codec with the decoder that is measured for the tune `vivid`, maybe another for all else."""
+
+    for_vivid: Codec
+    for_others: Codec
+
+    def encode(self, photo: Photo, variant: Variant, quality: float) -> bytes:
+        """One file."""
+        is_vivid = variant.options.tune == Tune.VIVID
+        codec, judge = (self.for_vivid, vivid_judge()) if is_vivid else (self.for_others, None)
+        with choosing(variant.choice):
+            return codec.encode(photo.pixels, quality=quality, options=variant.options, judge=judge)
 
 
-def measure(bench: Bench, photo: Photo, variant: Variant, quality: float, keys: Sequence[str]) -> Row:
+def makers(options: argparse.Namespace, threads: int | None = None) -> Makers:
+    """The codecs that the arguments ask for."""
+    names = (options.decoder, options.made_for or options.decoder)
+    return Makers(*(load_codec(options.model, name, device=options.device, threads=threads) for name in names))
+
+
+def measure(bench: Bench, made_by: Makers, photo: Photo, variant: Variant, quality: float, keys: Sequence[str]) -> Row:
     """Size, time and worth of one file."""
-    data, seconds = bench.timed(lambda: encode(bench.codec, photo, variant, quality))
+    data, seconds = bench.timed(lambda: made_by.encode(photo, variant, quality))
     return {"variant": variant.name, "quality": quality, "seconds": seconds, **bench.worth(photo, data, keys)}
 
 
-def clocked(codec: Codec, photos: Sequence[Photo], variant: Variant, quality: float) -> float:
+def clocked(made_by: Makers, photos: Sequence[Photo], variant: Variant, quality: float) -> float:
     """Seconds of the clock for one encoding: the median of a few, mean over the photos."""
     medians = []
     for photo in photos:
         seconds = []
         for _ in range(NUM_REPEATS):
             start = time.perf_counter()
-            encode(codec, photo, variant, quality)
+            made_by.encode(photo, variant, quality)
             seconds.append(time.perf_counter() - start)
         medians.append(statistics.median(seconds))
     return statistics.fmean(medians)
@@ -156,10 +171,10 @@ def clock_table(options: argparse.Namespace, photos: Sequence[Photo], variants: 
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for threads in options.threads:
         torch.set_num_threads(threads)
-        codec = load_codec(options.model, options.decoder, device=options.device, threads=threads)
+        made_by = makers(options, threads)
         for variant in variants:
-            encode(codec, photos[0], variant, options.timed_quality)  # loads what it needs
-            seconds[variant.name].append(clocked(codec, photos, variant, options.timed_quality))
+            made_by.encode(photos[0], variant, options.timed_quality)  # loads what it needs
+            seconds[variant.name].append(clocked(made_by, photos, variant, options.timed_quality))
     header = ["tokens", *(f"encode (s), {n} thread{'s' * (n > 1)}" for n in options.threads)]
     return table(header, [[name, *(f"{value:.2f}" for value in values)] for name, values in seconds.items()])
 
@@ -220,6 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--qualities", type=float, nargs="+", default=[20.0, 40.0, 60.0, 80.0])
     names = [variant.name for variant in DEFAULT_VARIANTS]
+    parser.add_argument(
+        "--for", dest="made_for", metavar="DECODER", help="that files but those of the tune vivid are for"
+    )
     parser.add_argument("--variants", nargs="+", metavar="NAME", choices=VARIANTS, default=names)
     parser.add_argument("--metrics", nargs="+", metavar="NAME", default=[PSNR, MS_SSIM])
     parser.add_argument("--threads", type=int, nargs="+", metavar="N", default=[])
@@ -229,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants, keys = [VARIANTS[name] for name in options.variants], metric_keys(options.metrics)
 
     bench = Bench(options.model, options.output, options.device, options.decoder)
+    made_by = makers(options)
     qualities = {
         variant.name: level_qualities(bench.codec) if variant.by_level else sorted(set(options.qualities))
         for variant in variants
@@ -242,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (photo, variant, quality) for photo in photos for variant in variants for quality in qualities[variant.name]
     ]
     for photo, variant, quality in track(tasks, "encoder choices"):
-        what = f"{variant.name}, quality {quality!r}, {' '.join(keys)}"
-        row = bench.row(photo, what, partial(measure, bench, photo, variant, quality, keys))
+        what = f"{variant.name}, quality {quality!r}, {' '.join(keys)}, for {made_by.for_others.decoder_id.hex()}"
+        row = bench.row(photo, what, partial(measure, bench, made_by, photo, variant, quality, keys))
         points[variant.name][quality].append(row)
     rows = [row for by_quality in points.values() for of in by_quality.values() for row in of]
     text = report(points, keys)

@@ -84,7 +84,9 @@ def test_encoder_choices_of_variants(
         "--threads",
         "1",
     ]
-    script.main([str(photos), "-m", str(tiny_model), "--decoder", "vivid", "-o", str(tmp_path), *choice])
+    script.main(
+        [str(photos), "-m", str(tiny_model), "--decoder", "vivid", "--for", "fine", "-o", str(tmp_path), *choice]
+    )
     rows = content(tmp_path, "encoder_choices")
     assert [row["variant"] for row in rows] == [name for name in variants for _ in range(2)]
     assert "ms-ssim-rgb" not in rows[0]
