@@ -2,17 +2,13 @@
 
     python benchmarks/design_rows.py transforms --data PHOTOS -o OUT [--steps 600]
     python benchmarks/design_rows.py codebooks  --data PHOTOS -o OUT --tokenizer tokenizer.safetensors
-    python benchmarks/design_rows.py schedules  --data PHOTOS -o OUT --tokenizer tokenizer.safetensors \
-        --entropy entropy_model_float.pt
     python benchmarks/design_rows.py stages     --data PHOTOS -o OUT --before stage2.safetensors \
         --tokenizer tokenizer.safetensors --entropy entropy_model_float.pt
 
 `transforms` trains the first stage from its start with other blocks or another scale of the latent. `codebooks`
-compares ways to learn the codebooks, and nested with plain fine-tuning. `schedules` trains the entropy model on for
-other orders and step counts; since it starts from weights that know one order, what another one loses is an upper
-bound. `stages` trains nothing: it says what each stage of a finished model gave, from its tokenizer before (`--before`)
-and after the last one. Numbers are from the photos held out of training. A finished row is not made again after an
-interruption.
+compares ways to learn the codebooks, and nested with plain fine-tuning. `stages` trains nothing: it says what each
+stage of a finished model gave, from its tokenizer before (`--before`) and after the last one. Numbers are from the
+photos held out of training. A finished row is not made again after an interruption.
 """
 
 from __future__ import annotations
@@ -21,8 +17,6 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,7 +27,6 @@ from torch.nn import functional as F
 from training_throughput import last_values
 
 from pqmim.evaluation.bd_rate import bd_rate
-from pqmim.schedule import Schedule, quincunx_steps
 from pqmim.training import train_tokenizer
 from pqmim.training.autoencoder import ResidualBlock
 from pqmim.training.checkpoints import load_tokenizer
@@ -43,7 +36,7 @@ from pqmim.training.losses import mean_psnr, mean_squared_error
 from pqmim.training.recipes import EntropyTraining, TokenizerTraining, load_config
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.trainable_quantizer import TrainableQuantizer
-from pqmim.training.training_run import Draws, Photos, TrainingRun, fit, open_photos
+from pqmim.training.training_run import Photos, TrainingRun, open_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = 20.0
@@ -292,153 +285,6 @@ CODEBOOKS = (
 )
 
 
-# Schedules
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """One step: of `groups` groups the tokens of `group` are coded where `low` <= order < `high`. Groups before it are
-    known everywhere, those after it nowhere; if `positions_first`, both where their turn has come."""
-
-    groups: int
-    group: int
-    low: float
-    high: float
-    positions_first: bool = False
-
-    def masks(self, schedule: Schedule, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Known (M, h, w) bool and predicted (h, w) bool; of `schedule` only the groups count."""
-        first, last = schedule.group_bounds(self.group)
-        here, now = order < self.low, (order >= self.low) & (order < self.high)
-        known = here.expand(schedule.num_subquantizers, -1, -1).clone()
-        known[:first] = here | now if self.positions_first else torch.ones_like(here)
-        if not self.positions_first:
-            known[last:] = False
-        return known, now
-
-
-def quincunx_order(height: int, width: int) -> Tensor:
-    """Share of the positions known when a position's turn comes, in quincunx order: (height, width) in [0, 1)."""
-    return torch.tensor([0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2])[torch.from_numpy(quincunx_steps(height, width))]
-
-
-def low_discrepancy_order(height: int, width: int) -> Tensor:
-    """The same for an additive recurrence along both axes, whose every threshold leaves evenly spread positions."""
-    g = 1.32471795724474602596  # the plastic number: the two-dimensional golden ratio
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return (x / g + y / g**2).double() % 1.0
-
-
-QUINCUNX = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-
-
-def power_law(steps: int) -> tuple[float, ...]:
-    """Cumulative shares (s / S)^2.2; Mentzer, Agustsson and Tschannen 2023, "M2T", arXiv:2304.07313, section 3."""
-    return tuple((s / steps) ** 2.2 for s in range(steps + 1))
-
-
-def schedule(shares: Sequence[Sequence[float]], *, positions_first: bool = False) -> list[Pattern]:
-    """Patterns for the cumulative shares of each group."""
-    return [
-        Pattern(len(shares), group, low, high, positions_first)
-        for group, of_group in enumerate(shares)
-        for low, high in pairwise(of_group)
-    ]
-
-
-SHIPPED = (QUINCUNX, (0.0, 0.5, 1.0), (0.0, 1.0))
-SCHEDULES: dict[str, tuple[Callable[[int, int], Tensor], list[Pattern]]] = {
-    "8 steps: groups of 5 + 2 + 1, quincunx": (quincunx_order, schedule(SHIPPED)),
-    "8 steps: groups of 5 + 2 + 1, low discrepancy": (low_discrepancy_order, schedule(SHIPPED)),
-    "8 steps: one group, low discrepancy, shares (s / 8)^2.2": (low_discrepancy_order, schedule([power_law(8)])),
-    "5 steps: one group, quincunx": (quincunx_order, schedule([QUINCUNX])),
-    "10 steps: groups of 5 + 5, quincunx": (quincunx_order, schedule([QUINCUNX] * 2)),
-    "15 steps: groups of 5 + 5 + 5, quincunx": (quincunx_order, schedule([QUINCUNX] * 3)),
-    "15 steps: the same, all groups of a position before the next": (
-        quincunx_order,
-        schedule([QUINCUNX] * 3, positions_first=True),
-    ),
-    "20 steps: groups of 5 + 5 + 5 + 5, quincunx": (quincunx_order, schedule([QUINCUNX] * 4)),
-}
-"""Name -> order of the positions, patterns. The first is the codec's."""
-
-
-def schedule_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
-    """Train the entropy model on for a schedule; bits saved against the static priors."""
-    make_order, patterns = SCHEDULES[name]
-    settings = [f"data.path={options.data}", f"run.output={folder}", f"tokenizer={options.tokenizer}"]
-    if options.cache is not None:
-        settings.append(f"data.cache={options.cache}")
-    config = load_config(EntropyTraining, options.recipes / "entropy.yaml", [*settings, *options.set])
-    stage = config.stage.model_copy(
-        update={"steps": options.steps or 150, "learning_rate": 3e-4, "warmup_steps": 20, "ema_decay": 0.98}
-    )
-    run = TrainingRun.open(config.run, None)
-    photos = open_photos(run, config.data)
-    tokenizer, _ = load_tokenizer(config.tokenizer)
-    quantizer = tokenizer.quantizer
-    model = EntropyModel.for_quantizer(config.model, quantizer)
-    model.load_state_dict(torch.load(options.entropy, weights_only=True))
-    model.schedule = Schedule(model.num_subquantizers, (1,) * patterns[0].groups)
-
-    def code_length(net: EntropyModel, tokens: Tensor, level: Tensor, chosen: Sequence[Pattern]) -> Tensor:
-        """Bits of the tokens of one group, a pattern for each sample."""
-        order = make_order(*tokens.shape[2:])
-        known, predicted = (torch.stack(m) for m in zip(*(p.masks(net.schedule, order) for p in chosen), strict=True))
-        return net.code_length(tokens, known, predicted, level, chosen[0].group)
-
-    @torch.no_grad()
-    def tokens_of(x: Tensor, w: Tensor | float) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return tokenizer.encode(x, w)
-
-    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        w = train_tokenizer.draw_w(quantizer, draws)
-        group = int(torch.rand((), generator=draws.generator) * patterns[0].groups)
-        of_group = [pattern for pattern in patterns if pattern.group == group]
-        which = torch.randint(len(of_group), (len(x),), generator=draws.generator).tolist()
-        tokens = tokens_of(x, w)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            bits = code_length(model, tokens, quantizer.level(w), [of_group[index] for index in which])
-        return {"loss": bits.mean()}
-
-    sets = {w: torch.cat([tokens_of(x, w) for x in photos.held_out[::2].split(8)]) for w in (0.2, 1.7, 15.0)}
-
-    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
-        row = {}
-        for w, tokens in sets.items():
-            level = quantizer.level(w)
-            static = float(quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
-            bits = 0.0
-            for part in tokens.split(8):
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    for pattern in patterns:
-                        lengths = code_length(averaged, part, level.expand(len(part)), [pattern] * len(part))  # type: ignore[arg-type]
-                        bits += float(lengths.double().sum())
-            row[f"saved@{w:g}"] = 1 - bits / static
-        return row
-
-    slow = ("head.", "token_")
-    groups: list[Row] = [
-        {"params": [p for n, p in model.named_parameters() if not n.startswith(slow)]},
-        {"params": [p for n, p in model.named_parameters() if n.startswith(slow)], "lr": 0.1},
-    ]
-    untrained = validate(model.eval(), 0)
-    crops = photos.sampler.batch
-    fit(
-        run,
-        "schedule",
-        stage,
-        model.train(),
-        groups,
-        crops=lambda step, part: crops(step, stage.batch_size, part),
-        losses=losses,
-        validate=validate,
-    )
-    values = last_values(folder / "log.csv")["schedule"]
-    return {"saved": {key: [untrained[key], values[f"validation/{key}"]] for key in untrained}}
-
-
 # Stages
 
 
@@ -468,7 +314,8 @@ def stage_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
             level, bits = tokenizer.quantizer.level(w), 0.0
             for x in photos.held_out.split(8):
                 with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-                    bits += model.schedule_bits(tokenizer.encode(x, w), level.expand(len(x)), simulate=True)
+                    tokens = tokenizer.encode(x, w)
+                    bits += float(model.schedule_bits(tokens, level.expand(len(x)), simulate=True).sum())
             row["bpp"][index] = bits / (photos.held_out[:, 0].numel())
     return row
 
@@ -505,12 +352,6 @@ def tokenizer_config(options: argparse.Namespace, folder: Path, settings: list[s
 
 def table(family: str, rows: dict[str, Row]) -> list[str]:
     """The rows as a Markdown table; rates against the first row, or the first of the same kind."""
-    if family == "schedules":
-        lines = ["| schedule | saved against static priors, w = 0.2 / 1.7 / 15 | before training on |", "|---|---|---|"]
-        for name, row in rows.items():
-            before, after = (" / ".join(f"{100 * pair[i]:.2f}" for pair in row["saved"].values()) for i in (0, 1))
-            lines.append(f"| {name} | {after} % | {before} % |")
-        return lines
     lines = ["| variant | bpp | PSNR, dB | rate at equal PSNR |", "|---|---|---|---|"]
     anchors: dict[str, Row] = {}
     for name, row in rows.items():
@@ -528,7 +369,6 @@ def table(family: str, rows: dict[str, Row]) -> list[str]:
 FAMILIES: dict[str, tuple[Sequence[str], Callable[[argparse.Namespace, str, Path], Row]]] = {
     "transforms": (tuple(TRANSFORMS), transform_row),
     "codebooks": (CODEBOOKS, codebook_row),
-    "schedules": (tuple(SCHEDULES), schedule_row),
     "stages": (STAGES, stage_row),
 }
 
@@ -541,10 +381,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--cache", type=Path, help="decoded pixels, as data.cache")
     parser.add_argument("--recipes", type=Path, default=ROOT / "recipes" / "small", help="folder with the two recipes")
-    parser.add_argument("--tokenizer", type=Path, help="trained tokenizer that codebooks and schedules start from")
-    parser.add_argument("--entropy", type=Path, help="float weights of its entropy model, for schedules and stages")
+    parser.add_argument("--tokenizer", type=Path, help="trained tokenizer that codebooks start from")
+    parser.add_argument("--entropy", type=Path, help="float weights of its entropy model, for stages")
     parser.add_argument("--before", type=Path, help="the tokenizer before its last stage, for stages")
-    parser.add_argument("--steps", type=int, help="of a training run [default: 600 transforms, 200, 150]")
+    parser.add_argument("--steps", type=int, help="of a training run [default: 600 transforms, 200 codebooks]")
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these rows of the family, from 0")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="of the recipe; repeatable")
     options = parser.parse_args(arguments)

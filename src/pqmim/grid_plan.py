@@ -50,6 +50,11 @@ class GridPlan:
     neighbors: NDArray[np.int32]
     windows: tuple[Windows, Windows]
 
+    @property
+    def count(self) -> int:
+        """Positions of the grid."""
+        return len(self.neighbors) - 1
+
 
 @lru_cache(maxsize=4)
 def grid_plan(height: int, width: int, window: int) -> GridPlan:

@@ -76,7 +76,7 @@ def test_kernels_agree_on_any_grid(models: dict[str, ExactEntropyModel], grid: t
 @pytest.mark.parametrize("kernel", HERE)
 def test_golden_integers_with_more_threads(kernel: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # So many chunks that threads overtake each other.
-    monkeypatch.setattr("pqmim.exact_entropy.CHUNK_ROWS", 8)
+    monkeypatch.setattr("pqmim.exact_layers.CHUNK_ROWS", 8)
     assert hash_of(coded_frequencies(exact_model(kernel, threads), *GRID)) == FREQUENCIES_HASH
 
 
@@ -266,8 +266,8 @@ def everything_at_once(model: ExactEntropyModel, tokens: NDArray[np.int64], leve
     nothing_known = np.zeros((m, count), np.bool_)
     first = slice(*schedule.group_bounds(0))
     zeros = np.zeros((count, CONFIG.width), np.float32)
-    content = parts.embed(0, zeros, model._sums(0, rows[first], None, level))
-    query = parts.embed(0, zeros, model._sums(0, rows[first], nothing_known[first], level))
+    content = parts.embed(0, zeros, model._layers.sums(0, rows[first], None, level))
+    query = parts.embed(0, zeros, model._layers.sums(0, rows[first], nothing_known[first], level))
     for layer in CONFIG.layers_of(0):
         before = content
         new_query = layer_of(layer, *query, content[1], label - 1)
@@ -280,7 +280,7 @@ def everything_at_once(model: ExactEntropyModel, tokens: NDArray[np.int64], leve
     frequencies = []
     for step in schedule.steps_of(0)[1:]:
         positions = model.positions(model.start(height, width, level), step)
-        frequencies.append(model.frequencies(model._head(query[1][positions], 0), level, 0))
+        frequencies.append(model.frequencies(model._layers.head(query[1][positions], 0), level, 0))
     stream = before
     for group in range(1, schedule.num_groups):
         own_rows = slice(*schedule.group_bounds(group))
@@ -291,7 +291,7 @@ def everything_at_once(model: ExactEntropyModel, tokens: NDArray[np.int64], leve
             for later in schedule.steps_of(group):
                 if later.begin > step.begin:
                     known[:, model.positions(model.start(height, width, level), later)] = False
-            sums = model._sums(group, rows[own_rows], known[own_rows], level)
+            sums = model._layers.sums(group, rows[own_rows], known[own_rows], level)
             h, x_of = parts.embed(group, stream[0], sums)
             h, x_of = np.where(known[0][:, None], h, stream[0]), np.where(known[0][:, None], x_of, stream[1])
             for layer in CONFIG.layers_of(group):
@@ -299,8 +299,8 @@ def everything_at_once(model: ExactEntropyModel, tokens: NDArray[np.int64], leve
                 h, x_of = parts.feed(layer, h, x_of if CONFIG.is_last(layer) else shift(x_of, x_of, everything))
             output[0][positions], output[1][positions] = h[positions], x_of[positions]
             first_of = schedule.group_bounds(group)[0]
-            frequencies.append(model.frequencies(model._head(x_of[positions], group), level, first_of))
-        stream = parts.embed(group, output[0], model._sums(group, rows[own_rows], None, level))
+            frequencies.append(model.frequencies(model._layers.head(x_of[positions], group), level, first_of))
+        stream = parts.embed(group, output[0], model._layers.sums(group, rows[own_rows], None, level))
     return frequencies
 
 
@@ -329,7 +329,7 @@ def test_no_step_sees_its_own_or_a_later_token(model: ExactEntropyModel, changed
 
 
 def test_the_first_step_needs_no_network(model: ExactEntropyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_parts", None)
+    monkeypatch.setattr(model, "_layers", None)
     state = model.start(5, 5, 0)
     assert model.head(state, model.schedule.steps[0]) is None
     static = model.static_frequencies(0)
@@ -395,14 +395,14 @@ def test_embedding_sums_are_those_of_their_definition(model: ExactEntropyModel) 
                 features[-1] = 16  # the level
                 expected = weight @ features + tensors["entropy.embed.0.bias"]
             rows = slice(first, last)
-            sums = model._sums(group, tokens[rows], known[rows].astype(np.bool_), 2)
+            sums = model._layers.sums(group, tokens[rows], known[rows].astype(np.bool_), 2)
             assert sums[position].tolist() == expected.tolist()
         everything = np.ones((last - first, 2), np.bool_)
-        given = model._sums(group, tokens[first:last], everything, 2)
-        assert np.array_equal(model._sums(group, tokens[first:last], None, 2), given)
+        given = model._layers.sums(group, tokens[first:last], everything, 2)
+        assert np.array_equal(model._layers.sums(group, tokens[first:last], None, 2), given)
 
 
 def test_a_chunk_more_or_less_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows in (1, 7, 100_000):
-        monkeypatch.setattr("pqmim.exact_entropy.CHUNK_ROWS", rows)
+        monkeypatch.setattr("pqmim.exact_layers.CHUNK_ROWS", rows)
         assert hash_of(coded_frequencies(exact_model(), *GRID)) == FREQUENCIES_HASH

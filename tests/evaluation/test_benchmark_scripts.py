@@ -14,7 +14,6 @@ from PIL import Image
 
 from pqmim.distortion import StructuralDissimilarity
 from pqmim.range_coding import TokenReader
-from pqmim.schedule import Schedule
 from pqmim.token_coding import RateDistortionChoice
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
@@ -250,22 +249,6 @@ def test_design_rows(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows[0]["psnr"][0] == pytest.approx(rows[2]["psnr"][0], abs=0.3)  # the same steps, in grey levels
     assert len(lines(tmp_path, "transforms")) == 2 + len(rows)
     assert "windowed attention" in capsys.readouterr().out
-
-
-def test_design_rows_schedules_code_every_token_once(monkeypatch: pytest.MonkeyPatch):
-    torch = pytest.importorskip("torch")
-    script = load("design_rows", monkeypatch)
-    num_subquantizers = 7
-    for order_of, patterns in script.SCHEDULES.values():
-        schedule = Schedule(num_subquantizers, (1,) * patterns[0].groups)
-        order = order_of(16, 20)
-        coded = torch.zeros(num_subquantizers, 16, 20, dtype=torch.long)
-        for pattern in sorted(patterns, key=lambda p: (p.low, p.group) if p.positions_first else (p.group, p.low)):
-            known, predicted = pattern.masks(schedule, order)
-            assert torch.equal(known, coded > 0)
-            first, last = schedule.group_bounds(pattern.group)
-            coded[first:last] += predicted
-        assert (coded == 1).all()
 
 
 def test_realism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

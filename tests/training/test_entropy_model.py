@@ -11,8 +11,9 @@ from training.tiny_networks import TINY_TOKENIZER, make_tiny_entropy_model, make
 
 from pqmim.fixed_point import LOGIT_UNIT
 from pqmim.schedule import quincunx_steps
-from pqmim.training.entropy_model import EntropyModel, Orders
+from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.layers import UNSEEN
+from pqmim.training.orders import Orders
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.train_entropy_model import draw_orders
 

@@ -21,9 +21,10 @@ from pqmim.range_coding import TokenWriter
 from pqmim.runtime import Workers
 from pqmim.schedule import quincunx_steps
 from pqmim.token_coding import GivenTokens, code_tokens
-from pqmim.training.entropy_model import EntropyModel, Orders
+from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.export import export_entropy, save_model
 from pqmim.training.layers import Sight, TransformerLayer, normalize, partitions_of
+from pqmim.training.orders import Orders
 
 CPU = torch.device("cpu")
 

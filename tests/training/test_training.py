@@ -25,7 +25,8 @@ from pqmim.training import train_entropy_model, train_tokenizer
 from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.data import ALL
 from pqmim.training.distributed import Workers
-from pqmim.training.entropy_model import EntropyModel, Orders
+from pqmim.training.entropy_model import EntropyModel
+from pqmim.training.orders import Orders
 from pqmim.training.recipes import EntropyTraining, RunConfig, StageConfig, TokenizerTraining
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.training_run import Draws, TimeIsUp, TrainingRun, learning_rate_factor, micro_batches, open_photos

@@ -20,8 +20,9 @@ from pqmim.model_files import FLOAT_MODEL, MODEL_FILE
 from pqmim.schedule import quincunx_steps
 from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.data import STAGE_STEPS
-from pqmim.training.entropy_model import EntropyModel, Orders
+from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.export import save_model
+from pqmim.training.orders import Orders
 from pqmim.training.recipes import EntropyTraining
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.train_tokenizer import NOT_IN_FACTS, draw_w
