@@ -49,7 +49,7 @@ VARIANTS: dict[str, tuple[tuple[float, float], dict[str, Any]]] = {
     "without perceptual stage": ((0.0, 1.0), {}),
     "both stages, labels": ((0.4, 0.6), {"adversary": "labels", "adversary_weight": 0.2}),
 }
-"""Shares of the time of the two stages, changed terms. The weight for labels gives about the gradient of the hinge."""
+"""Shares of the time of the two stages, changed terms. The weight for labels is a guess from the size of the loss."""
 COLUMNS = ["decoder", "bpp, static", "PSNR, dB", "LPIPS", "DISTS", "KID x 1000", "pattern", "sharpness"]
 
 
