@@ -73,7 +73,7 @@ def test_models_lists_what_is_shipped(pqmim: Pqmim) -> None:
     ]
     records = [json.loads(line) for line in pqmim("models", "--json").stdout.splitlines()]
     assert [record["bytes"] for record in records] == [entry.path.stat().st_size for entry in (photo, *decoders)]
-    assert [record.get("has_realism") for record in records] == [None, False, False]
+    assert [record.get("has_realism") for record in records] == [None, False, False, True]
     assert all(record["description"] for record in records)
 
 

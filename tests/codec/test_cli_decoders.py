@@ -105,8 +105,8 @@ def test_preview_with_a_decoder(pqmim: Pqmim, coded: str, tiny_model: Path) -> N
 def test_info_names_the_decoders_that_are_there(pqmim: Pqmim) -> None:
     photo("a.png", (16, 16))
     assert pqmim("encode", "a.png", has_model=False).exit_code == 0
-    assert "decoders fast, fine" in pqmim("info", "a.pqm", has_model=False).stdout
-    assert json.loads(pqmim("info", "a.pqm", "--json", has_model=False).stdout)["decoders"] == ["fast", "fine"]
+    assert "decoders fast, fine, vivid" in pqmim("info", "a.pqm", has_model=False).stdout
+    assert json.loads(pqmim("info", "a.pqm", "--json", has_model=False).stdout)["decoders"] == ["fast", "fine", "vivid"]
 
 
 @pytest.mark.parametrize(

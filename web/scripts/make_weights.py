@@ -58,6 +58,8 @@ def main() -> None:
         entry = write_weights(folder, model.name, model.name, model.model_id, web_model(model, options.kernels))
         decoders = []
         for found in decoders_beside(path):
+            if found.faithful is not None:  # such a file is no use without another one
+                continue
             decoder = load_decoder(found.path)
             file = f"{model.name}-{decoder.name}"
             decoders.append(write_weights(folder, file, decoder.name, decoder.decoder_id, web_decoder(decoder)))

@@ -32,7 +32,9 @@ def image_suffixes() -> frozenset[str]:
     suffixes = Image.registered_extensions()  # loads all plugins, without which Image.OPEN is empty
     openable = (Image.OPEN.keys() - NO_PICTURES) | {"MPO"}  # which is opened as the JPEG that it begins with
     optional = (names.split() for names, package, _ in OPTIONAL if find_spec(package) is not None)
-    return frozenset(suffix for suffix, name in suffixes.items() if name in openable).union(*optional)
+    # Whether another part of the process has registered a plugin does not matter.
+    always = {suffix for suffix, name in suffixes.items() if name in openable} - OPTIONAL_SUFFIXES
+    return frozenset(always).union(*optional)
 
 
 def images() -> Kinds:
