@@ -27,8 +27,8 @@ from pqmim.options import DEFAULT_EFFORT, EncodeOptions
 from pqmim.range_coding import TokenReader
 from pqmim.token_coding import RateDistortionChoice
 
-PARTS = ("analysis", "correction", "choice", "network", "frequencies", "reveal", "range coder", "synthesis")
-ENTROPY_PARTS = ("network", "frequencies", "reveal", "range coder")
+PARTS = ("analysis", "correction", "choice", "network", "frequencies", "range coder", "synthesis")
+ENTROPY_PARTS = ("network", "frequencies", "range coder")
 Seconds = dict[str, float]
 
 
@@ -57,7 +57,7 @@ def instrument(codec: Codec, seconds: Seconds) -> None:
     for owner, names in (
         (
             networks.entropy_model,
-            {"hidden": "network", "head": "frequencies", "frequency_blocks": "frequencies", "reveal": "reveal"},
+            {"head": "network", "reveal": "network", "frequency_blocks": "frequencies"},
         ),
         (networks.transforms, {"analyze": "analysis", "correct": "correction", "synthesize": "synthesis"}),
         (networks.quantizer, {"assign": "choice"}),

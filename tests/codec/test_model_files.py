@@ -53,7 +53,7 @@ def test_content(tiny_model: Path) -> None:
     codebook = model.tensors["tokenizer.quantizer.codebook"]
     assert codebook.dtype == np.float16
     assert codebook.shape[:2] == (sizes.num_levels, sizes.num_codewords)
-    assert model.tensors["entropy.embed.weight"].dtype == np.int8
+    assert model.tensors["entropy.embed.0.weight"].dtype == np.int8
     assert "analysis" in model.graphs
     assert not any("synthesis" in name for name in (*model.graphs, *model.tensors))
     for graph in model.graphs.values():
@@ -97,7 +97,7 @@ def test_shipped_models_are_whole() -> None:
     assert load_model(shipped.path).model_id == shipped.model_id
     assert shipped_model_of(shipped.model_id) == shipped
     assert find_model(shipped.name) == shipped.path
-    assert shipped.path.stat().st_size <= 9_000_000
+    assert shipped.path.stat().st_size <= 9_500_000
     with pytest.raises(ModelMismatchError, match="00000000"):
         shipped_model_of(bytes(4))
 
