@@ -137,9 +137,10 @@ class Workers:
                 pass
 
     def chunks(self, count: int, size: int) -> list[slice]:
-        """Cut `count` rows into pieces of at most `size`, all about equal, as many for each thread."""
+        """Cut `count` rows into pieces of at most `size`, all about equal, as many for each thread; what one
+        piece holds stays whole: handing parts of it over takes longer than the work."""
         rounds = -(-count // (size * self.threads))
-        number = max(1, min(count, rounds * self.threads))
+        number = 1 if count <= size else rounds * self.threads
         bounds = [count * index // number for index in range(number + 1)]
         return [slice(begin, end) for begin, end in pairwise(bounds) if end > begin]
 

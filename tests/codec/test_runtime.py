@@ -238,7 +238,7 @@ def test_several_callers_share_the_workers() -> None:
 
 @given(st.integers(0, 5000), st.integers(1, 600), st.integers(1, 9))
 def test_chunks(count: int, size: int, threads: int) -> None:
-    """In order, complete, none too large, about equal, as many for each thread if there are enough rows."""
+    """In order, complete, none too large, about equal, as many for each thread if one piece does not hold them."""
     workers = Workers.__new__(Workers)  # without starting threads
     workers.threads = threads
     chunks = workers.chunks(count, size)
@@ -248,7 +248,7 @@ def test_chunks(count: int, size: int, threads: int) -> None:
     if count:
         assert 1 <= min(lengths) <= max(lengths) <= size
         assert max(lengths) - min(lengths) <= 1
-        assert len(chunks) % threads == 0 or len(chunks) == count
+        assert len(chunks) == 1 if count <= size else len(chunks) % threads == 0 or len(chunks) == count
         assert len(chunks) < count / size + threads + 1
 
 
