@@ -360,28 +360,29 @@ def fit(
                     for network in compiled:
                         network.compile()
                 num_timed, timer = 0, time.monotonic()  # the first step is slower than the rest
-            step = completed = step + 1
+            step += 1
             overtime, seconds = times.tolist()
-            progress = stage_progress(stage, completed, seconds)
-            bar.update(task, description=f"{name}, step {completed}", completed=progress)
-            if completed % stage.log_every == 0 or progress == 1:
+            progress = stage_progress(stage, step, seconds)
+            bar.update(task, description=f"{name}, step {step}", completed=progress)
+            if step % stage.log_every == 0 or progress == 1:
                 row = {key: float(value) / num_summed for key, value in sums.items()}
                 if num_timed:
                     steps_per_second = num_timed / (time.monotonic() - timer)
                     row["crops_per_second"] = steps_per_second * stage.batch_size
                     row["peak_share"] = steps_per_second * operations / peak
-                log(completed, row)
+                log(step, row)
                 sums, num_summed, num_timed, timer = {}, 0, 0, time.monotonic()
-            if run.workers.is_main and (completed % stage.validate_every == 0 or progress == 1):
+            if run.workers.is_main and (step % stage.validate_every == 0 or progress == 1):
                 averaged = ema.module.eval()
                 with torch.no_grad():
-                    log(completed, {f"validation/{k}": v for k, v in validate(averaged, completed).items()})
+                    log(step, {f"validation/{k}": v for k, v in validate(averaged, step).items()})
                 num_timed, timer = 0, time.monotonic()
             if overtime > 0:
-                save(completed)
-                raise TimeIsUp(f"{run.config.output}: stopped after {completed} of {stage.steps} steps")
+                save(step)
+                of_steps = "" if stage.minutes else f" of {stage.steps}"
+                raise TimeIsUp(f"{run.config.output}: stopped after {step}{of_steps} steps")
             if time.monotonic() - last_save > 60 * run.config.checkpoint_minutes:
-                save(completed)
+                save(step)
                 last_save = time.monotonic()
     module.load_state_dict(ema.module.state_dict())
     save(step, finished=True)
