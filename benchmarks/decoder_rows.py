@@ -5,9 +5,9 @@
     python benchmarks/decoder_rows.py rows --data PHOTOS -o OUT [--cache FOLDER] [--minutes 8]
     python benchmarks/decoder_rows.py compare DECODER... --data PHOTOS [--realism 0 0.25 0.5 0.75 1]
 
-`rows` trains from `fine` for the same minutes each: both stages of recipes/vivid (40 % and 60 % of the time), without
-the adversary, without the perceptual stage, and with the other kind of adversary. `compare` takes finished files, and
-goes from the decoder that each was fine-tuned from to the file by interpolating their weights.
+`rows` trains from `fine` for the same minutes each: both stages of recipes/photo/vivid.yaml (40 % and 60 % of the
+time), without the adversary, without the perceptual stage, and with the other kind of adversary. `compare` takes
+finished files, and goes from the decoder that each was fine-tuned from to the file by interpolating their weights.
 
 Two patches of 192 pixels of each of the photos that training holds out, tokens under the static priors at two
 trade-offs. PSNR, LPIPS (AlexNet), DISTS, KID x 1000 of AlexNet's pooled features (patches of one photo never compared
@@ -39,7 +39,7 @@ from pqmim.training.data import PhotoStore, load_photos, split_photos
 from pqmim.training.losses import grid_pattern, mean_psnr, mean_squared_error
 from pqmim.training.recipes import DecoderTraining, load_config
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "vivid" / "decoder.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "photo" / "vivid.yaml"
 PATCH = 192
 FRACTIONS = (0.75, 1.0)
 """Places in the range of trade-offs, in logarithms; 1 is the coarsest."""
@@ -101,14 +101,14 @@ class Judge:
     def _send(self, fraction: float) -> tuple[Tensor, float]:
         """Quantized latents at a trade-off, and bits per pixel under the static priors."""
         quantizer = self.tokenizer.quantizer
-        low, high = quantizer.w_range()
+        low, high = quantizer.levels.w_range()
         w = low * (high / low) ** fraction
         latents, bits = [], 0.0
         for x in self.x.split(16):
-            level = quantizer.level(w).expand(len(x))
+            level = torch.full((len(x),), quantizer.levels.level(w))
             tokens = self.tokenizer.encode(x, w)
             latents.append(quantizer.dequantize(tokens, level))
-            bits += float(quantizer.prior_bits()[level].gather(2, tokens.flatten(2)).sum())
+            bits += float(quantizer.static_bits(tokens, level).sum())
         return torch.cat(latents), bits / (len(self.x) * PATCH**2)
 
 

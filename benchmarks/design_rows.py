@@ -1,14 +1,13 @@
 """Short training runs that decide the design: one row for each alternative, all with the same steps and crops.
 
     python benchmarks/design_rows.py transforms --data PHOTOS -o OUT [--steps 600]
-    python benchmarks/design_rows.py codebooks  --data PHOTOS -o OUT --tokenizer tokenizer.safetensors
-    python benchmarks/design_rows.py stages     --data PHOTOS -o OUT --before stage2.safetensors \
-        --tokenizer tokenizer.safetensors --entropy entropy_model_float.pt
+    python benchmarks/design_rows.py stages     --data PHOTOS -o OUT --before tokenizer.safetensors \
+        --tokenizer finetuned.safetensors --entropy entropy_model_float.pt
 
-`transforms` trains the first stage from its start with other blocks or another scale of the latent. `codebooks`
-compares ways to learn the codebooks, and nested with plain fine-tuning. `stages` trains nothing: it says what each
-stage of a finished model gave, from its tokenizer before (`--before`) and after the last one. Numbers are from the
-photos held out of training. A finished row is not made again after an interruption.
+`transforms` trains the first stage from its start with other blocks or another scale of the latent. `stages` trains
+nothing: it says what each stage of a finished model gave, from its tokenizer as `pqmim train tokenizer` left it
+(`--before`), and with its synthesis trained on (`--tokenizer`, which `pqmim train decoder` leaves). Numbers are from
+the photos held out of training. A finished row is not made again after an interruption.
 """
 
 from __future__ import annotations
@@ -64,24 +63,26 @@ class GeneralizedDivisiveNormalization(nn.Module):
 class BlockWithNormalization(nn.Module):
     """A residual block of the codec with divisive normalization for its rectifier."""
 
-    def __init__(self, block: nn.Module, channels: int) -> None:
+    def __init__(self, block: ResidualBlock, channels: int) -> None:
         super().__init__()
         self.block, self.normalization = block, GeneralizedDivisiveNormalization(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.block.project(self.normalization(self.block.expand(x)))
+        change: Tensor = self.block.project(self.normalization(self.block.expand(x)))
+        return x + change
 
 
 class PreNormalizedBlock(nn.Module):
     """A residual block that sees its input scaled to a mean square of one at every position."""
 
-    def __init__(self, block: nn.Module, channels: int) -> None:
+    def __init__(self, block: ResidualBlock, channels: int) -> None:
         super().__init__()
         self.block, self.gain = block, nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         normalized = x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt() * self.gain
-        return x + self.block.project(F.leaky_relu(self.block.expand(normalized), 0.1))
+        change: Tensor = self.block.project(F.leaky_relu(self.block.expand(normalized), 0.1))
+        return x + change
 
 
 class AttentionBlock(nn.Module):
@@ -103,7 +104,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = x.permute(0, 2, 3, 1)
-        partition = WindowPartition(*h.shape[1:3], self.WINDOW, self.shifted, x.device)
+        partition = WindowPartition(h.shape[1], h.shape[2], self.WINDOW, self.shifted, x.device)
         windows = partition.split(self.query_key_value(self.norms[0](h)))
         n, t, _ = windows.shape
         q, k, v = windows.view(n, t, 3, -1, self.HEAD_WIDTH).permute(2, 0, 3, 1, 4)
@@ -112,10 +113,11 @@ class AttentionBlock(nn.Module):
             q, k, v, attn_mask=self.bias.to(q.dtype).masked_fill(outside, -torch.inf)
         )
         h = h + self.join(partition.join(mixed.transpose(1, 2).reshape(n, t, -1)))
-        return (h + self.project(F.gelu(self.expand(self.norms[1](h))))).permute(0, 3, 1, 2)
+        output: Tensor = (h + self.project(F.gelu(self.expand(self.norms[1](h))))).permute(0, 3, 1, 2)
+        return output
 
 
-def replace_blocks(tokenizer: Tokenizer, make: Callable[[nn.Module, int, int], nn.Module | None]) -> None:
+def replace_blocks(tokenizer: Tokenizer, make: Callable[[ResidualBlock, int, int], nn.Module | None]) -> None:
     """Replace residual blocks by what `make` (block, channels, index at its stride) returns, unless that is None."""
     for network in (tokenizer.analysis, tokenizer.synthesis):
         counts: dict[int, int] = {}
@@ -163,129 +165,30 @@ def transform_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
     }
 
 
-# Codebooks
-
-
-class AveragedCodebooks(TrainableQuantizer):
-    """Codewords and priors that follow the mean of what is assigned to them (EMA codebooks: van den Oord et al. 2017,
-    arXiv:1711.00937, appendix A.1), where a level forgets a share of what it has seen for each new vector."""
-
-    MEMORY = 50_000.0
-    """Vectors that a level remembers."""
-
-    def start(self) -> None:
-        """Begin to follow, from the codewords and priors at hand."""
-        self.train()
-        with torch.no_grad():
-            self.counts = self.prior_logits.softmax(2) * self.MEMORY
-            self.sums = [self.codebook[:, :, run] * self.counts[:, m, :, None] for m, run in enumerate(self.runs())]
-        self.requires_grad_(False)
-
-    @torch.no_grad()
-    def assign(self, z: Tensor, w: Tensor | float, level: Tensor) -> Tensor:
-        tokens = super().assign(z, w, level)
-        if not self.training:
-            return tokens
-        columns = self.columns(z)
-        for index in level.unique().tolist():
-            of_level = level == index
-            values = columns[of_level].flatten(0, 1)
-            keep = max(0.0, 1 - len(values) / self.MEMORY)
-            for m, run in enumerate(self.runs()):
-                chosen = tokens[of_level, m].flatten()
-                self.counts[index, m] *= keep
-                self.counts[index, m].index_add_(0, chosen, torch.ones(len(chosen)))
-                self.sums[m][index] *= keep
-                self.sums[m][index].index_add_(0, chosen, values[:, run])
-                self.codebook[index, :, run] = self.sums[m][index] / self.counts[index, m, :, None]
-            self.prior_logits[index] = (self.counts[index] + 0.1).log()
-        return tokens
-
-
-def trained_tokenizer(options: argparse.Namespace, folder: Path, settings: list[str]) -> tuple[Tokenizer, Tensor]:
-    """Train by a recipe; the tokenizer and the held-out photos."""
-    config = tokenizer_config(options, folder, settings)
-    tokenizer, _ = load_tokenizer(train_tokenizer.train(config))
-    photos = open_photos(TrainingRun.open(config.run, "auto"), config.data)
-    return tokenizer, photos.held_out
+# Stages
 
 
 def trade_offs(quantizer: TrainableQuantizer) -> list[float]:
     """What to ask for to have each level applied at the w that it was made for."""
-    return [quantizer.asking_for(w) for w in quantizer.level_log_w.exp().tolist()]
+    return [quantizer.levels.asking_for(w) for w in quantizer.level_log_w.exp().tolist()]
 
 
 @torch.no_grad()
-def tokenizer_row(tokenizer: Tokenizer, held_out: Tensor, kept: float = 1.0) -> Row:
-    """bpp under the static priors and PSNR, each level at the trade-off that it was made for.
-
-    Args:
-        kept: share of the leading sub-quantizers that is decoded.
-    """
+def tokenizer_row(tokenizer: Tokenizer, held_out: Tensor) -> Row:
+    """bpp under the static priors and PSNR, each level at the trade-off that it was made for."""
     quantizer, row = tokenizer.quantizer, Row(bpp=[], psnr=[])
-    known = (torch.arange(quantizer.num_subquantizers) < kept * quantizer.num_subquantizers)[None, :, None, None]
     for w in trade_offs(quantizer):
-        level, bits, errors = quantizer.level(w), 0.0, []
+        bits, errors = 0.0, []
         for x in held_out.split(8):
+            level = torch.full((len(x),), quantizer.levels.level(w))
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 tokens = tokenizer.encode(x, w)
-                x_hat = tokenizer.synthesis(quantizer.dequantize(tokens, level.expand(len(x)), known))
-            lengths = quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1))
-            bits += float(lengths[known.flatten()].sum())
+                x_hat = tokenizer.decode(tokens, level)
+            bits += float(quantizer.static_bits(tokens, level).sum())
             errors.append(mean_squared_error(x_hat.clamp(0, 1), x))
         row["bpp"].append(bits / (held_out.shape[0] * held_out.shape[2] * held_out.shape[3]))
         row["psnr"].append(mean_psnr(torch.cat(errors)))
     return row
-
-
-def codebook_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
-    """Rows of three comparisons, told apart by their names."""
-    steps, start = options.steps or 200, f"start_from={options.tokenizer}"
-    taken_over = [start, "transform.steps=0", "codebooks.iterations=0"]
-    if name.startswith("start:"):
-        fitted = ["codebooks.crops=120", "codebooks.iterations=6"]
-        if name == "start: three stages":
-            stages = [f"transform.steps={3 * steps}", f"finetune.steps={steps}"]
-        else:
-            stages = ["transform.steps=0", f"joint.steps={4 * steps}", "finetune.steps=0"]
-        return tokenizer_row(*trained_tokenizer(options, folder, [*fitted, *stages, "joint.learning_rate=1e-3"]))
-    if name.startswith("joint:"):
-        settings = [*taken_over, f"joint.steps={steps}", "joint.learning_rate=3e-4", "finetune.steps=0"]
-        if name == "joint: EMA codebooks":
-            original = train_tokenizer.train_quantized
-
-            def with_averages(run: TrainingRun, config: Any, stage: str, tokenizer: Tokenizer, *rest: Any) -> None:
-                if stage == "joint":
-                    tokenizer.quantizer.__class__ = AveragedCodebooks
-                    tokenizer.quantizer.start()  # type: ignore[operator]
-                original(run, config, stage, tokenizer, *rest)
-                tokenizer.quantizer.__class__ = TrainableQuantizer
-
-            with mock.patch.object(train_tokenizer, "train_quantized", with_averages):
-                return tokenizer_row(*trained_tokenizer(options, folder, settings))
-        if name == "joint: fixed codebooks":
-            with mock.patch.object(train_tokenizer, "CODEBOOK_RATE", 0.0):
-                return tokenizer_row(*trained_tokenizer(options, folder, settings))
-        return tokenizer_row(*trained_tokenizer(options, folder, settings))
-    share = 0.2 if name == "finetune: nested" else 0.0
-    settings = [*taken_over, f"finetune.steps={steps}", "finetune.learning_rate=3e-4", f"nested_share={share}"]
-    tokenizer, held_out = trained_tokenizer(options, folder, settings)
-    halves = {f"psnr of {kept:.0%}": tokenizer_row(tokenizer, held_out, kept)["psnr"] for kept in (0.25, 0.5, 0.75)}
-    return {**tokenizer_row(tokenizer, held_out), **halves}
-
-
-CODEBOOKS = (
-    "joint: codebooks by gradient",
-    "joint: EMA codebooks",
-    "joint: fixed codebooks",
-    "finetune: nested",
-    "finetune: not nested",
-    "start: three stages",
-    "start: codebooks from the first step",
-)
-
-
-# Stages
 
 
 STAGES = (
@@ -311,11 +214,12 @@ def stage_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
         model = EntropyModel.for_quantizer(recipe.model, tokenizer.quantizer).eval()
         model.load_state_dict(torch.load(options.entropy, weights_only=True))
         for index, w in enumerate(trade_offs(tokenizer.quantizer)):
-            level, bits = tokenizer.quantizer.level(w), 0.0
+            bits = 0.0
             for x in photos.held_out.split(8):
+                level = torch.full((len(x),), tokenizer.quantizer.levels.level(w))
                 with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
                     tokens = tokenizer.encode(x, w)
-                    bits += float(model.schedule_bits(tokens, level.expand(len(x)), simulate=True).sum())
+                    bits += float(model.schedule_bits(tokens, level, simulate=True).sum())
             row["bpp"][index] = bits / (photos.held_out[:, 0].numel())
     return row
 
@@ -342,33 +246,28 @@ def scalar_row(config: TokenizerTraining, run: TrainingRun, tokenizer: Tokenizer
 
 
 def tokenizer_config(options: argparse.Namespace, folder: Path, settings: list[str]) -> TokenizerTraining:
-    """The recipe with short stages."""
-    short = [f"data.path={options.data}", f"run.output={folder}", "transform.warmup_steps=50", "joint.warmup_steps=50"]
-    short += [f"{stage}.ema_decay=0.98" for stage in ("transform", "joint", "finetune")]
+    """The recipe with a short stage."""
+    short = [f"data.path={options.data}", f"run.output={folder}"]
+    short += ["transform.warmup_steps=50", "transform.ema_decay=0.98"]
     if options.cache is not None:
         short.append(f"data.cache={options.cache}")
     return load_config(TokenizerTraining, options.recipes / "tokenizer.yaml", [*short, *settings, *options.set])
 
 
-def table(family: str, rows: dict[str, Row]) -> list[str]:
-    """The rows as a Markdown table; rates against the first row, or the first of the same kind."""
+def table(rows: dict[str, Row]) -> list[str]:
+    """The rows as a Markdown table; rates against the first row."""
     lines = ["| variant | bpp | PSNR, dB | rate at equal PSNR |", "|---|---|---|---|"]
-    anchors: dict[str, Row] = {}
+    anchor = next(iter(rows.values()))
     for name, row in rows.items():
-        kind = name.split(":")[0] if family == "codebooks" else ""
-        anchor = anchors.setdefault(kind, row)
         percent = bd_rate(anchor["bpp"], anchor["psnr"], row["bpp"], row["psnr"]).percent
         numbers = [" / ".join(f"{value:.{digits}f}" for value in row[key]) for key, digits in (("bpp", 3), ("psnr", 2))]
-        parts = {key: values for key, values in row.items() if key.startswith("psnr of")}
-        extra = "".join(f"; {key}: {' / '.join(f'{v:.2f}' for v in values)}" for key, values in parts.items())
         change = "" if row is anchor or percent is None else f"{percent:+.1f} %"
-        lines.append(f"| {name} | {numbers[0]} | {numbers[1]}{extra} | {change} |")
+        lines.append(f"| {name} | {numbers[0]} | {numbers[1]} | {change} |")
     return lines
 
 
 FAMILIES: dict[str, tuple[Sequence[str], Callable[[argparse.Namespace, str, Path], Row]]] = {
     "transforms": (tuple(TRANSFORMS), transform_row),
-    "codebooks": (CODEBOOKS, codebook_row),
     "stages": (STAGES, stage_row),
 }
 
@@ -380,11 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="PHOTOS")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--cache", type=Path, help="decoded pixels, as data.cache")
-    parser.add_argument("--recipes", type=Path, default=ROOT / "recipes" / "small", help="folder with the two recipes")
-    parser.add_argument("--tokenizer", type=Path, help="trained tokenizer that codebooks start from")
+    parser.add_argument("--recipes", type=Path, default=ROOT / "recipes" / "photo", help="folder with the two recipes")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer with its synthesis trained on, for stages")
     parser.add_argument("--entropy", type=Path, help="float weights of its entropy model, for stages")
-    parser.add_argument("--before", type=Path, help="the tokenizer before its last stage, for stages")
-    parser.add_argument("--steps", type=int, help="of a training run [default: 600 transforms, 200 codebooks]")
+    parser.add_argument("--before", type=Path, help="the tokenizer before that, for stages")
+    parser.add_argument("--steps", type=int, help="of a training run, for transforms [default: 600]")
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these rows of the family, from 0")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="of the recipe; repeatable")
     options = parser.parse_args(arguments)
@@ -401,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = {"name": name, **make_row(options, name, folder)}
             path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         rows[name] = json.loads(path.read_text(encoding="utf-8"))
-    lines = table(options.family, rows)
+    lines = table(rows)
     (options.output / f"{options.family}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 

@@ -10,6 +10,7 @@ and the least and the greatest of one image.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -30,7 +31,7 @@ Points = dict[tuple[str, str], list[list[tuple[float, float]]]]
 def measure(files: Sequence[Path], model: str, decoders: Sequence[str], qualities: Sequence[float]) -> Points:
     """Encode for each decoder, decode by each."""
     codecs = {name: load_codec(model, name, device="cpu") for name in decoders}
-    points: Points = {pair: [] for pair in product(decoders, repeat=2)}
+    points: Points = {(made_for, by): [] for made_for, by in product(decoders, repeat=2)}
     for number, file in enumerate(files, 1):
         pixels = load_picture(file).rgb
         for made_for, encoder in codecs.items():
@@ -44,8 +45,9 @@ def measure(files: Sequence[Path], model: str, decoders: Sequence[str], qualitie
 
 
 def difference(anchor: np.ndarray, test: np.ndarray) -> float:
-    """BD-rate, percent, between curves (quality, 2) of bpp and PSNR."""
-    return bd_rate(anchor[:, 0].tolist(), anchor[:, 1].tolist(), test[:, 0].tolist(), test[:, 1].tolist()).percent
+    """BD-rate, percent, between curves (quality, 2) of bpp and PSNR; NaN if they have no range in common."""
+    rate = bd_rate(anchor[:, 0].tolist(), anchor[:, 1].tolist(), test[:, 0].tolist(), test[:, 1].tolist())
+    return math.nan if rate.percent is None else rate.percent
 
 
 def report(points: Points, decoders: Sequence[str], qualities: Sequence[float]) -> str:

@@ -1,12 +1,12 @@
 """Training throughput: crops/s of each stage of a pair of recipes, and the share of this device's peak.
 
-    python benchmarks/training_throughput.py [--recipes recipes/small] [--data PHOTOS] [--steps 20] [--set A.B=C] \
+    python benchmarks/training_throughput.py [--recipes recipes/photo] [--data PHOTOS] [--steps 20] [--set A.B=C] \
         [--json FILE]
 
-Trains every stage for a few steps, through the same loop as `pqmim train`, in a folder that is removed at the end, and
-reads the speed of the second half of the steps from its log. Without --data the photos are noise, which takes as long.
-On a CPU the peak is that of a large matrix product in the type that training uses, measured at the start with the same
-number of threads.
+Trains every stage for a few steps from nothing, through the same loop as `pqmim train`, in a folder that is removed at
+the end, and reads the speed of the second half of the steps from its log. Without --data the photos are noise. On a CPU
+the peak is that of a large matrix product in the type that training uses, measured at the start with the same number of
+threads.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pqmim.config import TokenizerConfig
 from pqmim.training import train_entropy_model, train_tokenizer
+from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.distributed import resolve_device
 from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.recipes import EntropyTraining, TokenizerTraining, load_config
@@ -52,7 +53,7 @@ def kilo_macs_per_pixel(config: TokenizerConfig) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         z = tokenizer.analysis(torch.zeros(1, 3, side, side))
         tokenizer.synthesis(z)
-    return counter.get_total_flops() / 2 / side**2 / 1000
+    return float(counter.get_total_flops()) / 2 / side**2 / 1000
 
 
 def parameters(module: nn.Module) -> int:
@@ -72,7 +73,7 @@ def last_values(log: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Print a line for each stage, and write the figures as JSON if asked to."""
     parser = argparse.ArgumentParser(description="Training throughput of a pair of recipes.")
-    parser.add_argument("--recipes", type=Path, default=ROOT / "recipes" / "small", help="folder with the two recipes")
+    parser.add_argument("--recipes", type=Path, default=ROOT / "recipes" / "photo", help="folder with the two recipes")
     parser.add_argument("--data", type=Path, help="photos [default: noise]")
     parser.add_argument("--cache", type=Path, help="their decoded pixels, as data.cache")
     parser.add_argument("--steps", type=int, default=20, help="of each stage; the second half is timed")
@@ -93,19 +94,19 @@ def main() -> None:
             log_every = max(1, options.steps // 2)
             return [f"{name}.steps={2 * log_every}", f"{name}.log_every={log_every}", *size]
 
-        changes = [*both, f"run.output={folder / 'tokenizer'}", "codebooks.crops=32", "codebooks.iterations=3"]
-        changes += stage("transform") + stage("joint") + stage("finetune")
+        changes = [*both, f"run.output={folder / 'tokenizer'}", "start_from=null", "codebooks.crops=32"]
+        changes += stage("transform")
         tokenizer = load_config(TokenizerTraining, options.recipes / "tokenizer.yaml", changes)
         trained = train_tokenizer.train(tokenizer)
         changes = [*both, f"run.output={folder / 'entropy'}", f"tokenizer={trained}", *stage("stage")]
         entropy = load_config(EntropyTraining, options.recipes / "entropy.yaml", changes)
         train_entropy_model.train(entropy)
         values = {**last_values(folder / "tokenizer" / "log.csv"), **last_values(folder / "entropy" / "log.csv")}
+        model, _ = load_tokenizer(trained)
 
     device = resolve_device(tokenizer.run.device)
     bf16 = tokenizer.run.bf16
     dtype = torch.bfloat16 if (is_bf16_faster(device) if bf16 == "auto" else bf16) else torch.float32
-    model = Tokenizer(tokenizer.model)
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
@@ -125,8 +126,6 @@ def main() -> None:
     print(f"{report['transform_parameters']:,} parameters; entropy model {report['entropy_parameters']:,} parameters")
     for name, config in (
         ("transform", tokenizer.transform),
-        ("joint", tokenizer.joint),
-        ("finetune", tokenizer.finetune),
         ("entropy", entropy.stage),
     ):
         figures = {

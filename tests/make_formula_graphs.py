@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from codec.exact_model import CONFIG, GRAPHS, INNER_SIZES, NUM_CODEWORDS, NUM_PRODUCTS, RUNS, VOCABULARIES
+from codec.exact_model import CONFIG, GRAPHS, INNER_SIZES, NUM_PRODUCTS, RUNS
 from safetensors.numpy import save_file
 
 from pqmim.model_files import Graph
-from pqmim.training.entropy_graphs import GRAPH_KERNELS, _frequencies, _PartBuilder, entropy_graphs
+from pqmim.training.entropy_graphs import GRAPH_KERNELS, _PartBuilder, entropy_graphs
 from pqmim.training.graph_builder import GraphBuilder
 
 
@@ -36,13 +36,11 @@ def operator_graph(kind: str, dtype: type, *inputs: str) -> Graph:
 
 def formula_graphs() -> dict[str, Graph]:
     """All of them by name."""
-    graphs = entropy_graphs(CONFIG, len(RUNS), NUM_CODEWORDS)
+    graphs = entropy_graphs(CONFIG, len(RUNS))
     for kernel in GRAPH_KERNELS:
         for size in INNER_SIZES:
             graphs[f"{kernel}/product.{size}"] = product_graph(kernel, size, is_hidden=False)
             graphs[f"{kernel}/hidden.{size}"] = product_graph(kernel, size, is_hidden=True)
-    for size in VOCABULARIES:
-        graphs[f"frequencies.{size}"] = _frequencies(CONFIG, size)
     graphs["square_root"] = operator_graph("Sqrt", np.float64, "a")
     graphs["quotient.float64"] = operator_graph("Div", np.float64, "a", "b")
     graphs["quotient.float32"] = operator_graph("Div", np.float32, "a", "b")

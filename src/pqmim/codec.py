@@ -162,11 +162,10 @@ class Codec:
         tokens, level = encoded.tokens.tokens, encoded.tokens.level
         writer, counted = TokenWriter(), _CountedTokens(tokens)
         code_tokens(self._networks.entropy_model, writer, tokens.shape[1], tokens.shape[2], level, counted)
-        prior = self._networks.quantizer.prior_bits[level]
-        static = np.take_along_axis(prior, tokens.reshape(len(tokens), -1), 1)
+        quantizer = self._networks.quantizer
         return encoded.data, RateBreakdown(
-            uniform=tokens.size * float(np.log2(self._networks.quantizer.num_codewords)),
-            static=float(static.sum(dtype=np.float64)),
+            uniform=tokens[0].size * float(np.log2(quantizer.alphabets.sizes[level]).sum()),
+            static=quantizer.static_bits(tokens.reshape(len(tokens), -1), level),
             exact=counted.bits,
             payload=8.0 * len(writer.finish()),
             file=8.0 * len(encoded.data),
@@ -266,8 +265,11 @@ class Codec:
             )
         known = tokens != (-1 if tokens.dtype.kind == "i" else NO_TOKEN)
         sent = np.where(known, tokens, 0).astype(np.int64)
-        if sent.size and not 0 <= int(sent.min()) <= int(sent.max()) < quantizer.num_codewords:
-            raise ValueError(f"a token is 0 to {quantizer.num_codewords - 1}")
+        is_out = (sent < 0) | (sent >= quantizer.alphabets.sizes[level, :, None, None])
+        if is_out.any():
+            m = int(is_out.any((1, 2)).argmax())
+            most = int(quantizer.alphabets.sizes[level, m]) - 1
+            raise ValueError(f"a token of sub-quantizer {m} at level {level} is 0 to {most}")
         latent: NDArray[np.float32] = quantizer.dequantize(sent, level, known)[0]
         return latent
 

@@ -7,7 +7,9 @@ import types
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
+from pqmim.alphabets import MAX_CODEWORDS
 from pqmim.fixed_point import MAX_INNER
+from pqmim.schedule import Schedule
 
 STRIDE = 16
 """Pixels per side of a position."""
@@ -136,7 +138,7 @@ class QuantizerConfig(Shape):
 
     Attributes:
         num_subquantizers: M.
-        num_codewords: K, codewords per sub-quantizer.
+        num_codewords: K, most codewords of a sub-quantizer; each level has as many as it needs.
         num_levels: L, trade-offs between rate and distortion that have codebooks and static priors of their own.
         min_channel_rate: channels that cost fewer bits per position than this are dropped and decoded as their mean.
     """
@@ -148,7 +150,7 @@ class QuantizerConfig(Shape):
 
     def __post_init__(self) -> None:
         _check("num_subquantizers", self.num_subquantizers, 1)
-        _check("num_codewords", self.num_codewords, 2, 4096)
+        _check("num_codewords", self.num_codewords, 2, MAX_CODEWORDS)
         _check("num_levels", self.num_levels, 1, MAX_LEVELS)
 
 
@@ -160,7 +162,7 @@ class TokenizerConfig(Shape):
     quantizer: QuantizerConfig = QuantizerConfig()
 
     def __post_init__(self) -> None:
-        _check_inner(self.autoencoder.latent_channels, self.quantizer)
+        _check_channels(self.autoencoder.latent_channels, self.quantizer)
 
 
 @dataclass(frozen=True)
@@ -171,11 +173,14 @@ class TokensConfig(Shape):
     quantizer: QuantizerConfig = QuantizerConfig()
 
     def __post_init__(self) -> None:
-        _check_inner(self.analysis.latent_channels, self.quantizer)
+        _check_channels(self.analysis.latent_channels, self.quantizer)
 
 
-def _check_inner(latent_channels: int, sizes: QuantizerConfig) -> None:
-    """The first layer of the entropy model sees all channels, and a flag for each sub-quantizer and level."""
+def _check_channels(latent_channels: int, sizes: QuantizerConfig) -> None:
+    """Each sub-quantizer has a channel; the first layer of the entropy model sees all channels, and a flag for each
+    sub-quantizer and level."""
+    if sizes.num_subquantizers > latent_channels:
+        raise ValueError(f"num_subquantizers must be at most latent_channels, {latent_channels}")
     if latent_channels + sizes.num_subquantizers + sizes.num_levels > MAX_INNER:
         raise ValueError(f"latent_channels + num_subquantizers + num_levels must be at most {MAX_INNER}")
 
@@ -197,6 +202,7 @@ class EntropyModelConfig(Shape):
         window: side of the attention windows, positions, a multiple of 4; every other attention is shifted by half.
         token_rank: inner dimension between a head output and the factors of the codewords.
         group_steps: groups of sub-quantizers in the schedule, and the steps of each (`schedule.Schedule`).
+        group_sizes: sub-quantizers of each group but the last, which has the rest; None = dealt evenly.
     """
 
     width: int = 192
@@ -208,6 +214,7 @@ class EntropyModelConfig(Shape):
     window: int = 8
     token_rank: int = 24
     group_steps: tuple[int, ...] = (5, 2, 1)
+    group_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         sizes = ("width", "num_layers", "later_layers", "attention_every", "head_width", "mlp_ratio", "window")
@@ -219,6 +226,16 @@ class EntropyModelConfig(Shape):
             raise ValueError("window must be a multiple of 4")
         if max(self.width * self.mlp_ratio, self.window**2, self.token_rank) > MAX_INNER:
             raise ValueError(f"width * mlp_ratio, window^2 and token_rank must be at most {MAX_INNER}")
+        if self.group_sizes is not None and len(self.group_sizes) != len(self.group_steps) - 1:
+            raise ValueError("group_sizes must name all groups of group_steps but the last")
+
+    def schedule(self, num_subquantizers: int) -> Schedule:
+        """The steps in which the tokens of M sub-quantizers are coded.
+
+        Raises:
+            ValueError: more groups than sub-quantizers, or groups without any.
+        """
+        return Schedule(num_subquantizers, self.group_steps, self.group_sizes)
 
     @property
     def total_layers(self) -> int:
@@ -254,15 +271,18 @@ class EntropyModelConfig(Shape):
 
 @dataclass(frozen=True)
 class QualityRange(Shape):
-    """What quality 0 and 100 mean; between them the logarithm of w is linear in quality.
+    """What quality 0 and 100 mean; between them the logarithm of the w that is asked for is linear in quality.
 
     Attributes:
         w_at_0: squared latent units per bit at quality 0.
         w_at_100: the same at quality 100.
+        is_applied: whether these are the w that are applied, by the level that was made for about that w: codewords fit
+            best then, but sizes jump from level to level.
     """
 
     w_at_0: float = 30.0
     w_at_100: float = 0.3
+    is_applied: bool | None = None
 
     def __post_init__(self) -> None:
         _check("w_at_0", self.w_at_0, above=0)
@@ -286,6 +306,9 @@ class ModelConfig(Shape):
     tokenizer: TokensConfig
     entropy: EntropyModelConfig
     quality: QualityRange
+
+    def __post_init__(self) -> None:
+        self.entropy.schedule(self.tokenizer.quantizer.num_subquantizers)
 
 
 def _read(kind: Any, value: Any, name: str) -> Any:
@@ -311,6 +334,6 @@ def _read(kind: Any, value: Any, name: str) -> Any:
             return tuple(_read(wanted[0], entry, name) for entry in value)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif kind is int and type(value) is int:
+    elif kind in (int, bool) and type(value) is kind:
         return value
     raise ValueError(f"{name} is of the wrong type")

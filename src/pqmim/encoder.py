@@ -121,7 +121,7 @@ class PictureEncoder:
         if self._target is None:
             self._target = self._searched(w_here, level) if self._num_steps else self._corrected(w_here, level)
         choice = RateDistortionChoice(self._quantizer, self._target, w_here, level, budget, self._static_share)
-        writer = PrefixWriter(self._num_kept()) if is_partial else TokenWriter()
+        writer = PrefixWriter(self._num_kept(level)) if is_partial else TokenWriter()
         tokens = self._coded(writer, level, choice)
         self._spent = choice.spent
         return EncodedTokens(level, tokens, writer.finish(), is_partial)
@@ -161,7 +161,7 @@ class PictureEncoder:
 
     def _coded(self, writer: TokenWriter | PrefixWriter, level: int, choice: RateDistortionChoice) -> Tokens:
         """Choose and write all tokens, (M, h, w)."""
-        num_steps, done = len(self._entropy_model.schedule.steps), 0
+        num_steps, done = len(self._entropy_model.steps(level)), 0
 
         def after_step(_: TokenGrid) -> None:
             nonlocal done
@@ -182,8 +182,7 @@ class PictureEncoder:
         level = self._level_for(w)
         applied = np.full(len(columns), self._quantizer.levels.applied_w(w, level), np.float32)
         tokens = self._quantizer.assign(columns, applied, level)
-        bits = np.take_along_axis(self._quantizer.prior_bits[level], tokens, 1).sum(dtype=np.float64)
-        return float(bits * num_positions / len(columns) / 8)
+        return self._quantizer.static_bits(tokens, level) * num_positions / len(columns) / 8
 
     def _level_for(self, w: float) -> int:
         """Level for a trade-off; that of the last encoding stays for others near by: a search meets no jumps."""
@@ -192,8 +191,8 @@ class PictureEncoder:
         )
         return self._level if self._level is not None and finest <= self._level <= coarsest else level
 
-    def _num_kept(self) -> int:
-        return math.ceil(self._options.keep * self._quantizer.num_subquantizers * len(self._factors))
+    def _num_kept(self, level: int) -> int:
+        return math.ceil(self._options.keep * self._quantizer.alphabets.num_coded(level) * len(self._factors))
 
     @cached_property
     def _sample(self) -> NDArray[np.float32]:

@@ -3,12 +3,13 @@ file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.alphabets import Alphabets
 from pqmim.config import EntropyModelConfig
 from pqmim.errors import ModelError
 from pqmim.fixed_point import (
@@ -32,42 +33,38 @@ Expected = tuple[str, type, tuple[int, ...]]
 """Name, type and shape."""
 
 
-def check_entropy_weights(
-    tensors: Tensors, config: EntropyModelConfig, runs: Sequence[slice], num_codewords: int
-) -> None:
+def check_entropy_weights(tensors: Tensors, config: EntropyModelConfig, alphabets: Alphabets) -> None:
     """Refuse weights that are missing, or with which a sum might not be exact.
 
     Args:
         tensors: of a model file.
-        runs: kept channels of each sub-quantizer of the tokenizer.
-        num_codewords: K.
+        alphabets: of its tokenizer.
 
     Raises:
         ModelError: names the tensor.
     """
-    num_levels = len(tensors["entropy.token_values"]) if "entropy.token_values" in tensors else 0
-    for name, kind, shape in _expected(config, runs, num_codewords, num_levels):
+    for name, kind, shape in _expected(config, alphabets):
         tensor = tensors.get(f"entropy.{name}")
         if tensor is None or tensor.dtype != kind or tensor.shape != shape:
             raise ModelError(f"weights lack {name} as {kind.__name__} {shape}")
-        if not _is_within_bounds(name, tensor, tensors):
+        if not _is_within_bounds(name, tensor, tensors, alphabets):
             raise ModelError(f"weights of {name} are out of bounds")
 
 
-def embed_inputs(runs: Sequence[slice], schedule: Schedule, group: int, num_levels: int) -> int:
+def embed_inputs(alphabets: Alphabets, schedule: Schedule, group: int) -> int:
     """Inputs of the embedding of a group's tokens: channels of their codewords and a flag each, levels in the first."""
     first, last = schedule.group_bounds(group)
-    return int(runs[last - 1].stop - runs[first].start) + last - first + (num_levels if group == 0 else 0)
+    values = int(alphabets.channels[first:last].sum())
+    return values + last - first + (alphabets.num_levels if group == 0 else 0)
 
 
-def _expected(
-    config: EntropyModelConfig, runs: Sequence[slice], num_codewords: int, num_levels: int
-) -> Iterator[Expected]:
-    width, rank, num_subquantizers = config.width, config.token_rank, len(runs)
-    schedule = Schedule(num_subquantizers, config.group_steps)
-    yield "token_values", np.int8, (num_levels, num_codewords, runs[-1].stop)
+def _expected(config: EntropyModelConfig, alphabets: Alphabets) -> Iterator[Expected]:
+    width, rank, num_levels = config.width, config.token_rank, alphabets.num_levels
+    num_codewords, num_subquantizers = alphabets.num_codewords, alphabets.num_subquantizers
+    schedule = config.schedule(num_subquantizers)
+    yield "token_values", np.int8, (alphabets.num_values,)
     for group in range(schedule.num_groups):
-        num_inputs = embed_inputs(runs, schedule, group, num_levels)
+        num_inputs = embed_inputs(alphabets, schedule, group)
         yield from _linear(f"embed.{group}", num_inputs, width, has_bias=group == 0)
     for layer in range(config.total_layers):
         prefix = f"layers.{layer}."
@@ -80,10 +77,10 @@ def _expected(
         yield from _linear(prefix + "feed_forward.expand", width, config.mlp_ratio * width)
         yield from _linear(prefix + "feed_forward.project", config.mlp_ratio * width, width)
     yield from _linear("head", width, num_subquantizers * rank)
-    yield "token_factors.weight", np.int8, (num_levels, num_subquantizers, num_codewords, rank)
+    yield "token_factors.weight", np.int8, (num_codewords, rank)
     yield "token_factors.scale", np.float32, (num_levels, num_subquantizers)
-    yield "token_bias", np.int32, (num_levels, num_subquantizers, num_codewords)
-    yield "first_frequencies", np.int32, (num_levels, schedule.steps[0].last, num_codewords)
+    yield "token_bias", np.int32, (num_codewords,)
+    yield "static_frequencies", np.int32, (num_codewords,)
     yield "score_table", np.int32, (exponential_table_length(ATTENTION_ONE, SCORE_UNIT),)
     yield "logit_table", np.int32, (exponential_table_length(EXPONENTIAL_ONE, LOGIT_UNIT),)
 
@@ -97,7 +94,7 @@ def _linear(name: str, num_inputs: int, num_outputs: int, *, has_bias: bool = Tr
     yield name + ".scale", np.float32, (num_outputs,)
 
 
-def _is_within_bounds(name: str, tensor: NDArray[Any], tensors: Tensors) -> bool:
+def _is_within_bounds(name: str, tensor: NDArray[Any], tensors: Tensors, alphabets: Alphabets) -> bool:
     if tensor.size == 0:
         return False
     low, high = tensor.min(), tensor.max()
@@ -109,8 +106,9 @@ def _is_within_bounds(name: str, tensor: NDArray[Any], tensors: Tensors) -> bool
         return bool(
             low >= 0 and tensor[0] > 0 and high <= (ATTENTION_ONE if name == "score_table" else EXPONENTIAL_ONE)
         )
-    if name == "first_frequencies":
-        return bool(low >= 1 and (tensor.sum(-1, dtype=np.int64) == 1 << PRECISION).all())
+    if name == "static_frequencies":
+        totals = np.add.reduceat(tensor, alphabets.starts.ravel(), dtype=np.int64)
+        return bool(low >= 1 and (totals == 1 << PRECISION).all())
     if name.endswith(("position_bias", "sink")):
         largest = POSITION_BIAS_MAX
     elif name == "token_bias":

@@ -23,11 +23,11 @@ worked on once, when the step that codes it is over; later groups pass over all 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.alphabets import Alphabets
 from pqmim.config import EntropyModelConfig
 from pqmim.entropy_kernels import choose_parts
 from pqmim.entropy_weights import check_entropy_weights
@@ -37,7 +37,7 @@ from pqmim.grid_plan import grid_plan
 from pqmim.model_files import ModelFile
 from pqmim.options import Device
 from pqmim.runtime import Workers
-from pqmim.schedule import NUM_QUINCUNX_STEPS, Schedule, Step, positions_of
+from pqmim.schedule import NUM_QUINCUNX_STEPS, Step, positions_of
 
 
 class EntropyState:
@@ -81,18 +81,15 @@ class ExactEntropyModel:
     ) -> None:
         self._config = model.config.entropy
         self._workers = workers
-        sizes = model.config.tokenizer.quantizer
-        self.num_subquantizers, self.num_codewords = sizes.num_subquantizers, sizes.num_codewords
-        self.schedule = Schedule(self.num_subquantizers, self._config.group_steps)
         tensors = model.tensors
-        bounds = tensors["tokenizer.quantizer.boundaries_tensor"]
-        self.runs = [slice(int(begin), int(end)) for begin, end in pairwise(bounds)]
-        check_entropy_weights(tensors, self._config, self.runs, self.num_codewords)
-        self.num_levels = len(tensors["entropy.token_values"])
-        self._first_frequencies: NDArray[np.int32] = tensors["entropy.first_frequencies"]
+        self.alphabets = Alphabets.of(tensors)
+        self.num_subquantizers = self.alphabets.num_subquantizers
+        self.schedule = self._config.schedule(self.num_subquantizers)
+        check_entropy_weights(tensors, self._config, self.alphabets)
+        self._static_frequencies: NDArray[np.int32] = tensors["entropy.static_frequencies"]
         self._reference = NumpyParts(self._config, self.num_subquantizers, tensors)
         self._parts = choose_parts(model, self._reference, kernel, device)
-        self._layers = ExactLayers(self._config, self.schedule, self.runs, tensors, self._parts, workers)
+        self._layers = ExactLayers(self._config, self.schedule, tensors, self._parts, workers)
 
     @property
     def kernel(self) -> str:
@@ -100,6 +97,11 @@ class ExactEntropyModel:
         return self._parts.kernel
 
     # -- in the order of the schedule --------------------------------------------------------------------------
+
+    def steps(self, level: int) -> tuple[Step, ...]:
+        """Steps in which there is anything to code at a level, or in a later step."""
+        end = self.alphabets.end(level)
+        return tuple(step for step in self.schedule.steps if step.first < end)
 
     def start(self, height: int, width: int, level: int) -> EntropyState:
         """State of a grid of which nothing is known but its level."""
@@ -141,7 +143,7 @@ class ExactEntropyModel:
         """
         positions = self.positions(state, step)
         is_end = step == self.schedule.steps_of(step.group)[-1]
-        if (is_end and step.group == self.schedule.num_groups - 1) or len(positions) == 0:
+        if step == self.steps(state.level)[-1] or len(positions) == 0:
             pass  # nobody asks for more
         elif step.group == 0:
             self._finish_content(state)
@@ -205,16 +207,16 @@ class ExactEntropyModel:
 
     # -- frequencies -------------------------------------------------------------------------------------------
 
-    def static_frequencies(self, level: int) -> NDArray[np.int32]:
-        """Frequencies (m, K) of the tokens of the first step, wherever they are; they need no network."""
-        frequencies: NDArray[np.int32] = self._first_frequencies[level]
-        return frequencies
+    def static_frequencies(self, level: int, first: int, count: int) -> NDArray[np.int32]:
+        """Frequencies (m, K) of `count` sub-quantizers that have equally many codewords, wherever they are: those of
+        the first step, which need no network."""
+        return self._static_frequencies[self.alphabets.codewords(level, first, count)].reshape(count, -1)
 
     def frequencies(self, head: Activations, level: int, first: int, *, sharpness: float = 1.0) -> NDArray[np.int32]:
         """Range-coder frequencies of the sub-quantizers from `first` on.
 
         Args:
-            head: (m, n, R), those sub-quantizers' part of `head`; n >= 1.
+            head: (m, n, R), the part of `head` of m sub-quantizers that have equally many codewords; n >= 1.
             level: of the image.
             sharpness: the logits are multiplied by it (the inverse of a sampling temperature). Files are coded at 1.
 
@@ -228,15 +230,15 @@ class ExactEntropyModel:
     def frequency_blocks(
         self, head: Activations | None, level: int, first: int, blocks: Sequence[tuple[slice, slice]]
     ) -> Iterator[NDArray[np.int32]]:
-        """`frequencies` of parts of a head, given as sub-quantizers and positions; computed ahead where threads are.
+        """`frequencies` of parts of a head, given as sub-quantizers (that have equally many codewords) and positions;
+        computed ahead where threads are.
 
         Without a head they are those of the first step.
         """
         if head is None:
-            static = self.static_frequencies(level)
             for rows, columns in blocks:
-                count = columns.stop - columns.start
-                yield np.repeat(static[rows, None], count, axis=1)
+                static = self.static_frequencies(level, first + rows.start, rows.stop - rows.start)
+                yield np.repeat(static[:, None], columns.stop - columns.start, axis=1)
             return
         yield from self._workers.map(
             lambda block: self.frequencies(np.ascontiguousarray(head[block]), level, first + block[0].start), blocks

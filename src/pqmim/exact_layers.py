@@ -5,7 +5,7 @@ Cuts the grid into windows and chunks of rows, so that memory is bounded; the ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.alphabets import Alphabets
 from pqmim.config import EntropyModelConfig
 from pqmim.exact_numpy import ZERO, Activations, Parts, Stream, position_bias
 from pqmim.fixed_point import ACTIVATION_UNIT
@@ -77,7 +78,6 @@ class ExactLayers:
     Args:
         config: sizes.
         schedule: whose groups have layers of their own.
-        runs: kept channels of each sub-quantizer.
         tensors: of the model file, checked.
         parts: the arithmetic.
     """
@@ -86,14 +86,14 @@ class ExactLayers:
         self,
         config: EntropyModelConfig,
         schedule: Schedule,
-        runs: Sequence[slice],
         tensors: Mapping[str, NDArray[Any]],
         parts: Parts,
         workers: Workers,
     ) -> None:
-        self._config, self._schedule, self._runs, self._tensors = config, schedule, runs, tensors
+        self._config, self._schedule, self._tensors = config, schedule, tensors
         self._parts, self._workers = parts, workers
-        self._token_values: NDArray[np.int8] = tensors["entropy.token_values"]
+        self._alphabets = Alphabets.of(tensors)
+        self._token_values = tensors["entropy.token_values"].astype(np.float32)
         self._embed_bias = tensors["entropy.embed.0.bias"].astype(np.float32)
         self._embed_matrix = cache(self._make_embed_matrix)
         self._bias_of = cache(self._make_bias)
@@ -273,7 +273,7 @@ class ExactLayers:
 
     def _start_sums(self, level: int) -> Stream:
         """(C,): embedding sums where nothing is known."""
-        flag = self._tensors["entropy.embed.0.weight"][:, level - len(self._token_values)].astype(np.float32)
+        flag = self._tensors["entropy.embed.0.weight"][:, level - self._alphabets.num_levels].astype(np.float32)
         return self._embed_bias + flag * np.float32(1 / ACTIVATION_UNIT)
 
     def sums(self, group: int, tokens: NDArray[np.int64], known: NDArray[np.bool_] | None, level: int) -> Stream:
@@ -286,20 +286,19 @@ class ExactLayers:
         Returns:
             (n, C), with what stands for the level and the bias in the first group.
         """
-        matrix, of_column = self._embed_matrix(group)
-        first, last = self._schedule.group_bounds(group)
-        columns = slice(self._runs[first].start, self._runs[last - 1].stop)
-        values = np.ascontiguousarray(self._token_values[level, :, columns].T, np.float32)  # (D, K)
-        starts = np.arange(len(values))[:, None] * self._token_values.shape[1]
+        matrix, of_column, offsets = self._embed_matrix(group)
+        own, count = slice(*self._schedule.group_bounds(group)), len(of_column)
+        starts = (self._alphabets.value_starts[level, own][of_column] + offsets)[:, None]
+        places = tokens * self._alphabets.channels[own, None]
         sums = np.empty((tokens.shape[1], self._config.width), np.float32)
 
         def add_up(part: slice) -> None:
             features = np.empty((len(matrix), part.stop - part.start), np.float32)
-            values.ravel().take(tokens[:, part][of_column] + starts, out=features[: len(values)])
-            features[len(values) :] = 1 / ACTIVATION_UNIT
+            self._token_values.take(places[:, part][of_column] + starts, out=features[:count])
+            features[count:] = 1 / ACTIVATION_UNIT
             if known is not None:
-                features[: len(values)] *= known[:, part][of_column]
-                features[len(values) :] *= known[:, part]
+                features[:count] *= known[:, part][of_column]
+                features[count:] *= known[:, part]
             np.matmul(features.T, matrix, out=sums[part])
             if group == 0:
                 sums[part] += self._start_sums(level)
@@ -307,12 +306,15 @@ class ExactLayers:
         self._in_chunks(add_up, len(sums))
         return sums
 
-    def _make_embed_matrix(self, group: int) -> tuple[Stream, NDArray[np.int64]]:
-        """Weights (D + m, C) of the embedding of a group, and the sub-quantizer of each of its D channels."""
+    def _make_embed_matrix(self, group: int) -> tuple[Stream, NDArray[np.int64], NDArray[np.int64]]:
+        """Weights (D + m, C) of the embedding of a group; the sub-quantizer of each of its D channels, and the number
+        of the channel there."""
         first, last = self._schedule.group_bounds(group)
-        of_column = np.concatenate([np.full(run.stop - run.start, m) for m, run in enumerate(self._runs[first:last])])
+        channels = self._alphabets.channels[first:last]
+        of_column = np.arange(last - first).repeat(channels)
+        offsets = np.arange(len(of_column)) - (channels.cumsum() - channels)[of_column]
         weight = self._tensors[f"entropy.embed.{group}.weight"][:, : len(of_column) + last - first]
-        return np.ascontiguousarray(weight.T, np.float32), of_column
+        return np.ascontiguousarray(weight.T, np.float32), of_column, offsets
 
     def _make_bias(self, layer: int, begin: int, end: int, num_keys: int) -> Stream:
         """Position bias (heads, Q, T) of the places from `begin` to `end` towards the first ones."""

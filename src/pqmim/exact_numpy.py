@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.alphabets import Alphabets
 from pqmim.config import EntropyModelConfig
 from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX, LOGIT_MAX, NORM_EPSILON, RESIDUAL_MAX, score_scale
 from pqmim.range_coding import PRECISION
-from pqmim.schedule import Schedule
 
 ZERO = 128
 """The uint8 that stands for 0 in activations."""
@@ -75,7 +75,8 @@ class Parts(Protocol):
         """Range-coder frequencies.
 
         Args:
-            head: (m, n, R), those of `head` that belong to the sub-quantizers from `first` on.
+            head: (m, n, R), those of `head` that belong to the sub-quantizers from `first` on, which have equally many
+                codewords.
 
         Returns:
             (m, n, K), each row >= 1 and summing to 2^16.
@@ -94,23 +95,26 @@ class TokenFactors:
     """What turns head outputs into logits, by level and sub-quantizer.
 
     Attributes:
-        weight: (L, M, K, R) int8.
+        alphabets: how many codewords each has.
+        weight: (N, R) int8.
         scale: (L, M) float32.
-        bias: (L, M, K) int32.
+        bias: (N,) int32.
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self.alphabets = Alphabets.of(tensors)
         self.weight: NDArray[np.int8] = tensors["entropy.token_factors.weight"]
         self.scale: NDArray[np.float32] = tensors["entropy.token_factors.scale"]
         self.bias: NDArray[np.int32] = tensors["entropy.token_bias"]
 
     def of(self, level: int, first: int, count: int) -> dict[str, NDArray[Any]]:
-        """Those of `count` sub-quantizers: factors (m, K, R), scale (m, 1, 1), bias (m, 1, K)."""
-        block = slice(first, first + count)
+        """Those of `count` sub-quantizers that have equally many codewords: factors (m, K, R), scale (m, 1, 1), bias
+        (m, 1, K)."""
+        own = self.alphabets.codewords(level, first, count)
         return {
-            "factors": self.weight[level, block],
-            "scale": self.scale[level, block, None, None],
-            "bias": self.bias[level, block, None],
+            "factors": self.weight[own].reshape(count, -1, self.weight.shape[1]),
+            "scale": self.scale[level, first : first + count, None, None],
+            "bias": self.bias[own].reshape(count, 1, -1),
         }
 
 
@@ -127,9 +131,14 @@ class NumpyParts:
     def __init__(self, config: EntropyModelConfig, num_subquantizers: int, tensors: Mapping[str, NDArray[Any]]) -> None:
         self._config = config
         self._tensors = tensors
-        self._schedule = Schedule(num_subquantizers, config.group_steps)
+        self._schedule = config.schedule(num_subquantizers)
         self._factors = TokenFactors(tensors)
         self._linears: dict[tuple[str, int, int], _Linear] = {}
+
+    @property
+    def alphabets(self) -> Alphabets:
+        """Those of the tokens."""
+        return self._factors.alphabets
 
     def embed(self, group: int, h: Stream, embedded: Stream) -> tuple[Stream, Activations]:
         return self._added(h, embedded * self._tensors[f"entropy.embed.{group}.scale"])

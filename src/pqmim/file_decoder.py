@@ -37,7 +37,7 @@ class FileDecoder:
             raise ModelMismatchError(
                 f"made with model {maker}, this is {self._networks.model_id.hex()} ({self._networks.name})"
             )
-        if container.level >= self._networks.entropy_model.num_levels:
+        if container.level >= self._networks.entropy_model.alphabets.num_levels:
             raise DamagedFileError(f"level {container.level} does not exist in this model")
         if container.width * container.height > max_pixels:
             raise LimitError(f"{container.width} x {container.height} pixels are above the limit of {max_pixels:,}")

@@ -52,7 +52,9 @@ def expected_latent(
         if len(positions) == 0:
             continue
         for index, run in enumerate(quantizer.runs[first:last]):
-            codewords, channels = quantizer.codebook[level][:, run], quantizer.order[run]
+            if quantizer.alphabets.sizes[level, first + index] == 1:
+                continue  # the same whether sent or not
+            codewords, channels = quantizer.codewords(first + index, level), quantizer.order[run]
             blocks = [(slice(index, index + 1), columns) for columns in _chunks(len(positions))]
             frequency_blocks = entropy_model.frequency_blocks(head, level, first, blocks)
             for (_, columns), frequencies in zip(blocks, frequency_blocks, strict=True):
@@ -135,8 +137,8 @@ def _draw(
     """
     log_table = _log_table()
     confidence = np.zeros(head.shape[1], np.int64)
-    drawn = np.empty(head.shape[:2], np.int64)
-    for index in range(len(head)):
+    drawn = np.zeros(head.shape[:2], np.int64)
+    for index in np.flatnonzero(entropy_model.alphabets.sizes[level, first : first + len(head)] > 1).tolist():
         for columns in _chunks(head.shape[1]):
             frequencies = entropy_model.frequencies(
                 np.ascontiguousarray(head[index : index + 1, columns]), level, first + index, sharpness=sharpness

@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 from pqmim.config import ModelConfig
 from pqmim.errors import ModelError, ModelMismatchError
 
-MODEL_FORMAT = "pqmim model 3"
+MODEL_FORMAT = "pqmim model 4"
 DECODER_FORMAT = "pqmim decoder 1"
-TOKENIZER_FORMAT = "pqmim tokenizer 1"
+TOKENIZER_FORMAT = "pqmim tokenizer 2"
 KINDS = {
     MODEL_FORMAT: "a token model",
     DECODER_FORMAT: "a decoder",
     TOKENIZER_FORMAT: "a tokenizer without an entropy model, which `pqmim train entropy` trains",
 }
 """Formats of files and what they hold."""
-EARLIER_FORMATS = ("pqmim model 1", "pqmim model 2")
+EARLIER_FORMATS = ("pqmim model 1", "pqmim model 2", "pqmim model 3", "pqmim tokenizer 1")
 EARLIER_NAMES = {"small": "fast", "base": "fine"}
 """Models of 0.2 and 0.3, and the decoders of today that they have become."""
 SUFFIX = ".safetensors"
@@ -139,7 +139,7 @@ def parse_metadata(data: bytes, label: str, *kinds: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise ModelError(f"{label}: not a model file") from error
     if found in EARLIER_FORMATS:
-        raise ModelError(f"{label}: a model of pqmim 0.2 or 0.3, which this version does not read")
+        raise ModelError(f"{label}: a model of pqmim 0.4 or before, which this version does not read")
     if found not in KINDS:
         raise ModelError(f"{label}: not a model file of this version")
     if found not in kinds:

@@ -43,8 +43,6 @@ class Networks:
         self.entropy_model = ExactEntropyModel(model, workers, kernel=kernel, device=self.device)
 
     def w(self, quality: float) -> float:
-        """Trade-off to ask for at a quality, squared latent units per bit: only those where codewords fit well.
-
-        Between two levels sizes jump, and a target is the way to what lies between.
-        """
-        return self.quantizer.levels.asking_for(self._quality.w(quality))
+        """Trade-off to ask for at a quality, squared latent units per bit."""
+        w = self._quality.w(quality)
+        return self.quantizer.levels.asking_for(w) if self._quality.is_applied else w

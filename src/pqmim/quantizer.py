@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.alphabets import Alphabets
 from pqmim.config import TokensConfig
 from pqmim.errors import ModelError
 from pqmim.levels import Levels
@@ -47,28 +48,42 @@ def check_quantizer_weights(tensors: Mapping[str, NDArray[Any]], config: TokensC
         ModelError: names the tensor.
     """
     sizes, num_channels = config.quantizer, config.analysis.latent_channels
-    num_levels, m, k = sizes.num_levels, sizes.num_subquantizers, sizes.num_codewords
+    num_levels, m = sizes.num_levels, sizes.num_subquantizers
     num_kept = len(tensors[PREFIX + "order"]) if PREFIX + "order" in tensors else 0
-    for name, kind, shape in (
-        ("order", np.int64, (num_kept,)),
-        ("boundaries_tensor", np.int64, (m + 1,)),
-        ("codebook", np.float16, (num_levels, k, num_kept)),
-        ("default", np.float16, (num_channels,)),
-        ("prior_logits", np.float16, (num_levels, m, k)),
-        ("level_log_w", np.float16, (num_levels,)),
-    ):
+
+    def check(name: str, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
         tensor = tensors.get(PREFIX + name)
         if tensor is None or tensor.dtype != kind or tensor.shape != shape:
             raise ModelError(f"weights lack {PREFIX}{name} as {kind.__name__} {shape}")
-    order, boundaries = tensors[PREFIX + "order"], tensors[PREFIX + "boundaries_tensor"]
+        return tensor
+
+    order, boundaries = check("order", np.int64, (num_kept,)), check("boundaries_tensor", np.int64, (m + 1,))
     if len(set(order.tolist()) & set(range(num_channels))) != num_kept:
         raise ModelError(f"weights of {PREFIX}order are out of bounds")
     if boundaries[0] != 0 or boundaries[-1] != num_kept or (np.diff(boundaries) < 1).any():
         raise ModelError(f"weights of {PREFIX}boundaries_tensor are out of bounds")
+    num_codewords = check("sizes", np.int64, (num_levels, m))
+    if num_codewords.min() < 1 or num_codewords.max() > sizes.num_codewords:
+        raise ModelError(f"weights of {PREFIX}sizes are out of bounds")
+    alphabets = Alphabets.of(tensors)
+    check("codebook", np.float16, (alphabets.num_values,))
+    check("default", np.float16, (num_channels,))
+    check("prior_logits", np.float16, (alphabets.num_codewords,))
+    applied = check("level_range", np.float16, (num_levels, 2)).astype(np.float64).T
+    if not _rises(check("level_log_w", np.float16, (num_levels,))):
+        raise ModelError(f"weights of {PREFIX}level_log_w are out of bounds")
+    starts, ends = applied[0, 1:], applied[1, :-1]
+    if not (_rises(applied) and (starts <= ends).all() and _rises(starts + ends)):
+        raise ModelError(f"weights of {PREFIX}level_range are out of bounds")
+
+
+def _rises(values: NDArray[Any]) -> bool:
+    """Whether numbers are finite and become larger along the first axis."""
+    return bool(np.isfinite(values).all() and (np.diff(values.astype(np.float64), axis=0) > 0).all())
 
 
 class ProductQuantizer:
-    """At each of L levels M codebooks of K codewords over runs of ordered latent channels.
+    """At each of L levels M codebooks over runs of ordered latent channels, each of as many codewords as it needs.
 
     Args:
         tensors: of the model file, checked.
@@ -77,9 +92,8 @@ class ProductQuantizer:
     Attributes:
         order: (D',) int64, latent channel of each codebook column, D' <= D kept channels, most costly first.
         runs: columns of each sub-quantizer.
-        codebook: (L, K, D') float32, codeword k of sub-quantizer m at level l is `codebook[l, k, run m]`.
+        alphabets: how many codewords each sub-quantizer has at each level.
         default: (D,) float32, latent mean per channel: what a dropped channel or a token not sent decodes to.
-        prior_bits: (L, M, K) float32, bits of each token under the static priors.
         levels: which level serves which trade-off.
     """
 
@@ -91,25 +105,35 @@ class ProductQuantizer:
         self.order: NDArray[np.int64] = get("order")
         boundaries = get("boundaries_tensor").tolist()
         self.runs = [slice(begin, end) for begin, end in pairwise(boundaries)]
-        self.codebook = get("codebook").astype(np.float32)
+        self.alphabets = Alphabets.of(tensors)
+        self._codebook = get("codebook").astype(np.float32)
+        self._prior_logits = get("prior_logits")
         self.default = get("default").astype(np.float32)
-        logits = get("prior_logits").astype(np.float32)
-        logits = logits - logits.max(2, keepdims=True)
-        self.prior_bits: NDArray[np.float32] = (np.log(np.exp(logits).sum(2, keepdims=True)) - logits) / np.float32(
-            LOG2
-        )
-        self.levels = Levels(get("level_log_w").tolist())
-        self._by_level: dict[int, _LevelCodebooks] = {}
+        self.levels = Levels(get("level_log_w").tolist(), get("level_range").tolist())
+        self._by_level: dict[int, list[_Codebook]] = {}
 
     @property
     def num_subquantizers(self) -> int:
         """M."""
         return len(self.runs)
 
-    @property
-    def num_codewords(self) -> int:
-        """K."""
-        return int(self.codebook.shape[1])
+    @cached_property
+    def prior_bits(self) -> NDArray[np.float32]:
+        """(N,), bits of each token under the static priors."""
+        starts, counts = self.alphabets.starts.ravel(), self.alphabets.sizes.ravel()
+        logits = self._prior_logits.astype(np.float32)
+        logits -= np.maximum.reduceat(logits, starts).repeat(counts)
+        total = np.add.reduceat(np.exp(logits), starts)
+        bits: NDArray[np.float32] = (np.log(total).repeat(counts) - logits) / np.float32(LOG2)
+        return bits
+
+    def static_bits(self, tokens: Tokens, level: int) -> float:
+        """Bits of tokens (M, n) under the static prior of a level."""
+        return float(self.prior_bits[self.alphabets.starts[level, :, None] + tokens].sum(dtype=np.float64))
+
+    def codewords(self, m: int, level: int) -> NDArray[np.float32]:
+        """Codewords of a sub-quantizer at a level, (K, d)."""
+        return self._codebooks(level)[m].codewords.T
 
     def columns(self, z: Latent) -> NDArray[np.float32]:
         """Latent (1, D, h, w) -> its kept channels in order, (h * w, D')."""
@@ -118,9 +142,9 @@ class ProductQuantizer:
     def distances(self, columns: NDArray[np.float32], m: int, level: int) -> NDArray[np.float32]:
         """Squared distance to every codeword of sub-quantizer m, less the squared length of the values, which decides
         nothing: (n, D') from `columns` -> (n, K)."""
-        codebooks = self._codebooks(level)
-        distances = columns[:, self.runs[m]] @ codebooks.minus_twice[m]
-        distances += codebooks.squares[m]
+        codebook = self._codebooks(level)[m]
+        distances = columns[:, self.runs[m]] @ codebook.minus_twice
+        distances += codebook.squares
         return distances
 
     def assign(self, columns: NDArray[np.float32], w: NDArray[np.float32], level: int) -> Tokens:
@@ -133,17 +157,18 @@ class ProductQuantizer:
         Returns:
             (M, n).
         """
-        tokens = np.empty((self.num_subquantizers, len(columns)), np.int64)
-        bits = self.prior_bits[level]
+        tokens = np.zeros((self.num_subquantizers, len(columns)), np.int64)
+        starts, sizes = self.alphabets.starts[level], self.alphabets.sizes[level]
         is_uniform = len(w) == 0 or bool((w == w[0]).all())
 
         def assign(m: int) -> None:
+            bits = self.prior_bits[starts[m] : starts[m] + sizes[m]]
             costs = self.distances(columns, m, level)
-            costs += w[0] * bits[m] if is_uniform else w[:, None] * bits[m]
+            costs += w[0] * bits if is_uniform else w[:, None] * bits
             tokens[m] = costs.argmin(1)
 
         if len(columns):
-            self._workers.run(assign, range(self.num_subquantizers))
+            self._workers.run(assign, np.flatnonzero(sizes > 1).tolist())
         return tokens
 
     def dequantize(self, tokens: Tokens, level: int, known: NDArray[np.bool_] | None = None) -> Latent:
@@ -158,33 +183,38 @@ class ProductQuantizer:
         _, height, width = tokens.shape
         z = np.empty((1, len(self.default), height, width), np.float32)
         z[:] = self.default[:, None, None]
-        for m, run in enumerate(self.runs):
-            part = self._codebooks(level).codewords[m][:, tokens[m]]  # (d, h, w)
+        for m, (run, codebook) in enumerate(zip(self.runs, self._codebooks(level), strict=True)):
+            part = codebook.codewords[:, tokens[m]]  # (d, h, w)
             if known is not None:
                 part = np.where(known[m], part, self.default[self.order[run], None, None])
             z[0, self.order[run]] = part
         return z
 
-    def _codebooks(self, level: int) -> _LevelCodebooks:
+    def _codebooks(self, level: int) -> list[_Codebook]:
         if level not in self._by_level:
-            self._by_level[level] = _LevelCodebooks(self.codebook[level], self.runs)
+            alphabets = self.alphabets
+            shapes = zip(alphabets.value_starts[level], alphabets.sizes[level], alphabets.channels, strict=True)
+            self._by_level[level] = [
+                _Codebook(self._codebook[start : start + k * d].reshape(k, d)) for start, k, d in shapes
+            ]
         return self._by_level[level]
 
 
-class _LevelCodebooks:
-    """The codebooks of one level, as products want them.
+class _Codebook:
+    """The codewords of a sub-quantizer at a level, as products want them.
 
     Attributes:
-        codewords: (d, K) for each sub-quantizer.
+        codewords: (d, K).
     """
 
-    def __init__(self, codebook: NDArray[np.float32], runs: list[slice]) -> None:
-        self.codewords = [np.ascontiguousarray(codebook[:, run].T) for run in runs]
+    def __init__(self, codewords: NDArray[np.float32]) -> None:
+        self.codewords = np.ascontiguousarray(codewords.T)
 
     @cached_property
-    def minus_twice(self) -> list[NDArray[np.float32]]:
-        return [codewords * np.float32(-2) for codewords in self.codewords]
+    def minus_twice(self) -> NDArray[np.float32]:
+        return self.codewords * np.float32(-2)
 
     @cached_property
-    def squares(self) -> list[NDArray[np.float32]]:
-        return [np.square(codewords).sum(0) for codewords in self.codewords]
+    def squares(self) -> NDArray[np.float32]:
+        squares: NDArray[np.float32] = np.square(self.codewords).sum(0)
+        return squares

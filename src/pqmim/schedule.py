@@ -16,7 +16,7 @@ in space matters less, and a step costs a pass of the network.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,18 +42,24 @@ class Schedule:
     """The ordered steps for M sub-quantizers.
 
     Attributes:
-        num_subquantizers: M, dealt evenly to the groups in order.
+        num_subquantizers: M, dealt to the groups in order.
         group_steps: steps of each group, 1 to 5.
+        group_sizes: sub-quantizers of each group but the last, which has the rest; None = dealt evenly.
     """
 
     num_subquantizers: int
     group_steps: tuple[int, ...]
+    group_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.group_steps) <= self.num_subquantizers:
             raise ValueError(f"there must be 1 to {self.num_subquantizers} groups, not {len(self.group_steps)}")
         if not all(1 <= count <= NUM_QUINCUNX_STEPS for count in self.group_steps):
             raise ValueError(f"a group has 1 to {NUM_QUINCUNX_STEPS} steps, not {self.group_steps}")
+        if self.group_sizes is not None and len(self.group_sizes) != self.num_groups - 1:
+            raise ValueError(f"all of {self.num_groups} groups but the last have a size, not {self.group_sizes}")
+        if any(first >= last for first, last in map(self.group_bounds, range(self.num_groups))):
+            raise ValueError(f"a group has at least 1 of {self.num_subquantizers} sub-quantizers: {self.group_sizes}")
 
     @property
     def num_groups(self) -> int:
@@ -63,7 +69,10 @@ class Schedule:
     def group_bounds(self, group: int) -> tuple[int, int]:
         """First and last (exclusive) sub-quantizer of a group."""
         m, g = self.num_subquantizers, self.num_groups
-        return m * group // g, m * (group + 1) // g
+        if self.group_sizes is None:
+            return m * group // g, m * (group + 1) // g
+        ends = [0, *accumulate(self.group_sizes), m]
+        return ends[group], ends[group + 1]
 
     def steps_of(self, group: int) -> tuple[Step, ...]:
         """Steps of one group in coding order."""

@@ -6,13 +6,14 @@ the loop, where it sees the very frequencies that will code them; the decoder ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pqmim.alphabets import Block
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.quantizer import Latent, ProductQuantizer, Tokens
 from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
@@ -41,16 +42,20 @@ class TokenGrid:
     Attributes:
         tokens: (M, h, w) int64; 0 where unknown.
         known: (M, h, w) bool.
+        is_coded: (M,) bool, sub-quantizers whose tokens are sent; None = all.
     """
 
     tokens: Tokens
     known: NDArray[np.bool_]
+    is_coded: NDArray[np.bool_] | None = None
 
     @classmethod
-    def unknown(cls, num_subquantizers: int, height: int, width: int) -> TokenGrid:
+    def unknown(
+        cls, num_subquantizers: int, height: int, width: int, is_coded: NDArray[np.bool_] | None = None
+    ) -> TokenGrid:
         """A grid of which nothing is known."""
         shape = (num_subquantizers, height, width)
-        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.bool_))
+        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.bool_), is_coded)
 
     @property
     def is_complete(self) -> bool:
@@ -59,8 +64,9 @@ class TokenGrid:
 
     @property
     def known_share(self) -> float:
-        """Share of the tokens that are known, 0 to 1."""
-        return float(self.known.mean())
+        """Share of the tokens to be sent that are known, 0 to 1."""
+        coded = self.known if self.is_coded is None else self.known[self.is_coded]
+        return float(coded.mean()) if coded.size else 1.0
 
 
 def code_tokens(
@@ -76,7 +82,7 @@ def code_tokens(
     """Code a token grid, step by step.
 
     Tokens of one step are coded independently given all earlier steps, so encoder and decoder see the same context.
-    Within a step the leading sub-quantizer comes first, over all positions.
+    Within a step the leading sub-quantizer comes first, over all positions. Those of a single codeword are not coded.
 
     Args:
         coder: writes or reads; coding ends where it takes or gives fewer tokens than it was asked for.
@@ -92,15 +98,16 @@ def code_tokens(
         DamagedFileError: the reader finds impossible data.
     """
     state = entropy_model.start(height, width, level)
-    grid = TokenGrid.unknown(entropy_model.num_subquantizers, height, width)
+    is_silent = entropy_model.alphabets.sizes[level] == 1
+    grid = TokenGrid.unknown(entropy_model.num_subquantizers, height, width, ~is_silent)
     tokens = grid.tokens.reshape(len(grid.tokens), -1)  # views
     known = grid.known.reshape(len(grid.known), -1)
-    for step in entropy_model.schedule.steps:
-        positions = entropy_model.positions(state, step)
-        if len(positions) == 0:
-            continue
+    parts = [(step, entropy_model.positions(state, step)) for step in entropy_model.steps(level)]
+    parts = [(step, positions) for step, positions in parts if len(positions)]  # a small grid lacks some
+    for step, positions in parts:
         head = entropy_model.head(state, step)
-        blocks = list(_blocks(step.last - step.first, len(positions)))
+        blocks = list(_blocks(entropy_model.alphabets.blocks(level, step.first, step.last), len(positions)))
+        known[step.first : step.last, positions] = is_silent[step.first : step.last, None]
         for (rows, columns), frequencies in zip(
             blocks, entropy_model.frequency_blocks(head, level, step.first, blocks), strict=True
         ):
@@ -116,20 +123,32 @@ def code_tokens(
                 if after_step is not None:
                     after_step(grid)
                 return grid
+        if step == parts[-1][0]:
+            known[step.last :] = True  # nothing is left to be said
         entropy_model.reveal(state, step, tokens[step.first : step.last, positions])
         if after_step is not None:
             after_step(grid)
     return grid
 
 
-def _blocks(num_subquantizers: int, num_positions: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a step into blocks of at most CHUNK_TOKENS tokens, in coding order."""
+def _blocks(alphabets: Sequence[Block], num_positions: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a step into blocks of at most CHUNK_TOKENS tokens with equally many codewords each, in coding order.
+
+    Args:
+        alphabets: of the step's sub-quantizers.
+
+    Yields:
+        Sub-quantizers, counted from the first one of the step, and positions.
+    """
     rows = max(1, CHUNK_TOKENS // num_positions)
     columns = CHUNK_TOKENS if rows == 1 else num_positions
-    for first in range(0, num_subquantizers, rows):
-        for start in range(0, num_positions, columns):
-            stop = min(start + columns, num_positions)
-            yield slice(first, min(first + rows, num_subquantizers)), slice(start, stop)
+    for block in alphabets:
+        if block.size == 1:
+            continue
+        begin, end = block.first - alphabets[0].first, block.last - alphabets[0].first
+        for first in range(begin, end, rows):
+            for start in range(0, num_positions, columns):
+                yield slice(first, min(first + rows, end)), slice(start, min(start + columns, num_positions))
 
 
 class RateDistortionChoice:
@@ -165,7 +184,6 @@ class RateDistortionChoice:
         self._w = w
         self._level = level
         self._static_share = np.float32(static_share)
-        self._static_bits = quantizer.prior_bits[level]  # (M, K)
         self._budget = budget
         self.spent: list[float] = []
 
@@ -174,7 +192,7 @@ class RateDistortionChoice:
         columns, w = self._columns[positions], self._w[positions, None]
         bits = bits_table().take(frequencies)
         weighed = bits * (1 - self._static_share)
-        weighed += self._static_share * self._static_bits[first : first + len(frequencies), None]
+        weighed += self._static_share * self._static_bits(first, len(frequencies))
         weighed *= w
         distances = [self._quantizer.distances(columns, first + row, self._level) for row in range(len(frequencies))]
 
@@ -192,6 +210,11 @@ class RateDistortionChoice:
         tokens = choose(factor)
         self.spent.append(cost(tokens))
         return tokens
+
+    def _static_bits(self, first: int, count: int) -> NDArray[np.float32]:
+        """(m, 1, K) of sub-quantizers that have equally many codewords."""
+        own = self._quantizer.alphabets.codewords(self._level, first, count)
+        return self._quantizer.prior_bits[own].reshape(count, 1, -1)
 
 
 @dataclass(frozen=True)

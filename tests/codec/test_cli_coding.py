@@ -51,9 +51,9 @@ def test_tokens_of_an_image_are_those_of_its_file(pqmim: Pqmim) -> None:
     result = pqmim("tokens", "a.png", "a.pqm", "-q", "30")
     assert (result.exit_code, result.stderr) == (0, "")
     of_image, of_file = np.load("a.png.npy"), np.load("a.pqm.npy")
-    assert (of_image.dtype, of_image.shape) == (np.uint16, (3, 2, 3))
+    assert (of_image.dtype, of_image.shape) == (np.uint16, (8, 2, 3))
     np.testing.assert_array_equal(of_image, of_file)
-    assert result.stdout.startswith("a.png.npy  3 x 2 x 3 tokens  ")
+    assert result.stdout.startswith("a.png.npy  8 x 2 x 3 tokens  ")
 
 
 def test_targets_are_met(pqmim: Pqmim) -> None:

@@ -176,7 +176,7 @@ def test_made_up_payloads_without_token_check_are_refused_or_decode(codec: "Code
                 num_refused += 1
             partial = pack(replace(container, is_partial=True))  # there everything is a payload
             assert codec.decode(partial).size == (container.width, container.height)
-    assert num_refused > num_decoded
+    assert min(num_refused, num_decoded) > 15  # which of them, is chance
 
 
 def test_visibly_damaged_files_are_salvaged(codec: "Codec", good_files: list[bytes]) -> None:

@@ -100,7 +100,7 @@ def test_damage_anywhere_is_found(tiny_model: Path) -> None:
         ({"token_model": None}, "damaged"),
         ({"faithful": 5}, "damaged"),
         ({"config": {"color": 1}}, "configuration of another version of pqmim: color is not a known setting"),
-        ({"format": "pqmim model 3"}, "this is a token model, not a decoder"),
+        ({"format": "pqmim model 4"}, "this is a token model, not a decoder"),
         ({"format": "pqmim decoder 2"}, "not a model file of this version"),
     ],
 )

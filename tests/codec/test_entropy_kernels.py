@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact_model import CONFIG, FREQUENCIES_HASH, GRID, RUNS, coded_frequencies, exact_model, hash_of, model_file
+from exact_model import (
+    ALPHABETS,
+    CONFIG,
+    FREQUENCIES_HASH,
+    RUNS,
+    all_frequencies,
+    coded_frequencies,
+    exact_model,
+    hash_of,
+    model_file,
+)
 from numpy.typing import NDArray
 
 from pqmim import entropy_kernels
@@ -121,6 +131,28 @@ def test_one_wrong_integer_anywhere_is_found_out(name: str, monkeypatch: pytest.
     assert is_exact(GraphParts(model_file(), "float32"), reference(), model_file().config)
 
 
+def test_frequencies_of_every_size_of_alphabets_are_asked_for() -> None:
+    """In the first group at the finest level, also where it is all that there is."""
+    tensors = dict(model_file().tensors)
+    sizes = np.array([[7, 7, 3, 2, 1]])
+    starts = ALPHABETS.starts[0]
+    own = np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes[0], strict=True)])
+    tensors["tokenizer.quantizer.sizes"] = sizes
+    tensors["entropy.token_factors.weight"] = tensors["entropy.token_factors.weight"][own]
+    tensors["entropy.token_bias"] = tensors["entropy.token_bias"][own]
+    config = replace(CONFIG, group_steps=(5,), group_sizes=())
+    asked: list[tuple[int, int]] = []
+
+    class Watched(NumpyParts):
+        def frequencies(self, head: NDArray[np.uint8], level: int, first: int, **options: float) -> NDArray[np.int32]:
+            asked.append((first, len(head)))
+            return super().frequencies(head, level, first, **options)
+
+    whole = replace(model_file().config, entropy=config)
+    assert is_exact(Watched(config, len(RUNS), tensors), NumpyParts(config, len(RUNS), tensors), whole)
+    assert asked == [(0, 2), (2, 1), (3, 1), (4, 1)]
+
+
 def test_another_layer_s_weights_are_found_out() -> None:
     """The question is put to every layer."""
     for layer in range(CONFIG.total_layers):
@@ -148,7 +180,7 @@ def test_another_kernel_takes_the_place_of_one_that_saturates(monkeypatch: pytes
     assert exact_kernels(model_file()) == ("qgemm", "matmulinteger", "float32", "numpy")
     model = exact_model()
     assert model.kernel == "qgemm"
-    assert hash_of(coded_frequencies(model, *GRID)) == FREQUENCIES_HASH
+    assert hash_of(all_frequencies(model)) == FREQUENCIES_HASH
     monkeypatch.setenv("PQMIM_KERNEL", "qgemm-s8")
     with pytest.raises(ConfigError, match="kernel qgemm-s8 does not give exact products on this machine"):
         exact_model()
@@ -165,7 +197,7 @@ def test_numpy_is_left_if_no_kernel_is_exact(session: type[Session], monkeypatch
     for device in (Device.CPU, Device.CUDA):
         model = ExactEntropyModel(model_file(), Workers(1), device=device)
         assert model.kernel == "numpy"
-    assert hash_of(coded_frequencies(model, *GRID)) == FREQUENCIES_HASH
+    assert hash_of(all_frequencies(model)) == FREQUENCIES_HASH
     for kernel in GRAPH_KERNELS:
         with pytest.raises(ConfigError, match=f"kernel {kernel} does not give exact products on this machine"):
             exact_model(kernel)

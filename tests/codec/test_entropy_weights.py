@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from exact_model import CONFIG, NUM_CODEWORDS, RUNS, exact_tensors, model_file
+from exact_model import ALPHABETS, CONFIG, SIZES, exact_tensors, model_file
 from numpy.typing import NDArray
 
+from pqmim.alphabets import Alphabets
 from pqmim.entropy_weights import check_entropy_weights
 from pqmim.errors import ModelError
 from pqmim.exact_entropy import ExactEntropyModel
@@ -28,7 +29,7 @@ Array = NDArray[np.generic]
 def check(**changed: Array) -> None:
     """Check the weights of the formula model with others in the place of some."""
     tensors = {f"entropy.{name}": tensor for name, tensor in (exact_tensors() | changed).items()}
-    check_entropy_weights(tensors, CONFIG, RUNS, NUM_CODEWORDS)
+    check_entropy_weights(tensors, CONFIG, ALPHABETS)
 
 
 def filled(name: str, value: float) -> Array:
@@ -58,8 +59,9 @@ def test_shipped_weights_are_within_bounds(model: ShippedModel) -> None:
         ("layers.0.attention.position_bias", lambda t: t + (1 << 20)),
         ("layers.6.feed_forward.expand.bias", lambda t: t + (1 << 24)),
         ("layers.4.attention.sink", lambda t: t - (1 << 20)),
-        ("first_frequencies", lambda t: t - t.min(-1, keepdims=True)),
-        ("first_frequencies", lambda t: t + 1),
+        ("static_frequencies", lambda t: t - t.min()),
+        ("static_frequencies", lambda t: t + 1),
+        ("static_frequencies", lambda t: np.roll(t, 1)),  # across sub-quantizers
         ("token_bias", lambda t: t - (1 << 22)),
         ("score_table", lambda t: t * 2),
         ("score_table", lambda t: t * 0),
@@ -80,7 +82,7 @@ def test_weights_out_of_bounds_are_refused(name: str, change: Callable[[Array], 
     ("name", "least", "most"),
     [
         ("embed.2.weight", -127, 127),
-        ("embed.0.bias", -bias_room(1 + 1 + 3), bias_room(1 + 1 + 3)),
+        ("embed.0.bias", -bias_room(2 + 2 + 3), bias_room(2 + 2 + 3)),
         ("head.bias", -bias_room(CONFIG.width), bias_room(CONFIG.width)),
         ("layers.2.feed_forward.project.scale", 0, SCALE_MAX),
         ("layers.2.attention.position_bias", -POSITION_BIAS_MAX, POSITION_BIAS_MAX),
@@ -107,7 +109,7 @@ def test_missing_weights_are_named() -> None:
     for name in exact_tensors():
         tensors = {f"entropy.{key}": tensor for key, tensor in exact_tensors().items() if key != name}
         with pytest.raises(ModelError, match=f"weights lack {name} as"):
-            check_entropy_weights(tensors, CONFIG, RUNS, NUM_CODEWORDS)
+            check_entropy_weights(tensors, CONFIG, ALPHABETS)
 
 
 def test_weights_of_another_type_or_shape_are_named() -> None:
@@ -116,16 +118,31 @@ def test_weights_of_another_type_or_shape_are_named() -> None:
         with pytest.raises(ModelError, match=r"weights lack head.weight as int8 \(30, 96\)"):
             check(**{"head.weight": wrong})
     bias = exact_tensors()["token_bias"]
-    with pytest.raises(ModelError, match=r"token_bias as int32 \(3, 5, 24\)"):  # as many levels as token_values
+    count = sum(map(sum, SIZES))
+    with pytest.raises(ModelError, match=rf"token_bias as int32 \({count},\)"):  # as many as the alphabets have
         check(token_bias=np.concatenate([bias, bias]))
-    with pytest.raises(ModelError, match="token_values"):
-        check(token_values=exact_tensors()["token_values"][:0])
+    for name in ("token_values", "token_factors.weight", "token_bias", "static_frequencies"):
+        for wrong in (exact_tensors()[name][:-1], exact_tensors()[name][:0]):
+            with pytest.raises(ModelError, match=f"weights lack {name} as"):
+                check(**{name: wrong})
+
+
+def test_weights_of_other_alphabets_are_refused() -> None:
+    """Also of as many codewords: the values of a codeword are as many as its sub-quantizer has channels."""
+    tensors = {f"entropy.{name}": tensor for name, tensor in exact_tensors().items()}
+    for sizes in (ALPHABETS.sizes + 1, ALPHABETS.sizes[:2], ALPHABETS.sizes[:, ::-1]):
+        with pytest.raises(ModelError, match="weights lack token_values as"):
+            check_entropy_weights(tensors, CONFIG, Alphabets(sizes, ALPHABETS.channels))
+    swapped = Alphabets(ALPHABETS.sizes[:, [1, 0, 2, 3, 4]], ALPHABETS.channels)  # of one channel, both
+    with pytest.raises(ModelError, match="weights of static_frequencies are out of bounds"):
+        check_entropy_weights(tensors, CONFIG, swapped)
 
 
 def test_inner_dimensions_that_could_be_inexact_are_refused() -> None:
-    num_kept = MAX_INNER - 3  # one less with the flags of a token and of the three levels
-    runs = [slice(0, num_kept), *(slice(num_kept + m, num_kept + m + 1) for m in range(4))]
+    channels = ALPHABETS.channels.copy()
+    channels[0] = MAX_INNER - 5  # one less with the other channel, the flags of two tokens and of the three levels
+    alphabets = Alphabets(ALPHABETS.sizes, channels)
     tensors = {f"entropy.{name}": tensor for name, tensor in exact_tensors().items()}
-    tensors["entropy.token_values"] = np.zeros((3, NUM_CODEWORDS, runs[-1].stop), np.int8)
+    tensors["entropy.token_values"] = np.zeros(alphabets.num_values, np.int8)
     with pytest.raises(ModelError, match=r"inner dimension 1041 of embed\.0 is above 1040"):
-        check_entropy_weights(tensors, CONFIG, runs, NUM_CODEWORDS)
+        check_entropy_weights(tensors, CONFIG, alphabets)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact_model import CONFIG, INNER_SIZES, NUM_PRODUCTS, VOCABULARIES, exact_tensors, model_file
+from exact_model import CONFIG, GROUPS, INNER_SIZES, NUM_PRODUCTS, VOCABULARIES, exact_tensors, model_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -199,7 +199,7 @@ def test_parts_have_the_types_that_their_rounding_rests_on(kernel: str) -> None:
         assert activations.dtype == np.uint8
     head = parts.head(1, x)
     assert (kv.dtype, mixed.dtype, head.dtype) == (np.uint8, np.uint8, np.uint8)
-    assert parts.frequencies(head, 0, 1).dtype == np.int32
+    assert parts.frequencies(head[:1], 0, GROUPS[1].start).dtype == np.int32
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def frequencies_in_a_graph(logits: NDArray[np.float32]) -> NDArray[np.int32]:
     """Frequencies of logits (n, K) that are handed over as biases."""
     count, num_codewords = logits.shape
     rank = CONFIG.token_rank
-    return session(f"frequencies.{num_codewords}").run(
+    return session("frequencies").run(
         head=np.full((count, 1, rank), ZERO, np.uint8),
         factors=np.zeros((count, num_codewords, rank), np.int8),
         scale=np.ones((count, 1, 1), np.float32),
@@ -324,9 +324,9 @@ def test_frequencies_are_valid_for_any_logits(num_codewords: int) -> None:
     assert (frequencies.sum(1) == 1 << PRECISION).all()
     best = np.take_along_axis(frequencies, logits.argmax(1)[:, None], 1)
     assert (best[:, 0] == frequencies.max(1)).all()
-    first = frequencies[0]
-    assert (first[1:] == first[1]).all()  # among equals the first takes what rounding leaves
-    assert first[0] >= first[1]
+    first, *others = frequencies[0].tolist()
+    assert len(set(others)) <= 1  # among equals the first takes what rounding leaves
+    assert first >= max(others, default=0)
 
 
 @pytest.mark.parametrize("num_codewords", VOCABULARIES)

@@ -49,10 +49,11 @@ def test_content(tiny_model: Path) -> None:
     assert model.name == "tiny"
     assert len(model.model_id) == 4
     assert model.config.quality == QualityRange(w_at_0=60, w_at_100=0.25)
-    sizes = model.config.tokenizer.quantizer
+    config, sizes = model.config.tokenizer.quantizer, model.tensors["tokenizer.quantizer.sizes"]
+    assert sizes.shape == (config.num_levels, config.num_subquantizers)
     codebook = model.tensors["tokenizer.quantizer.codebook"]
     assert codebook.dtype == np.float16
-    assert codebook.shape[:2] == (sizes.num_levels, sizes.num_codewords)
+    assert codebook.shape == (sizes.sum(),)  # of one channel each
     assert model.tensors["entropy.embed.0.weight"].dtype == np.int8
     assert "analysis" in model.graphs
     assert not any("synthesis" in name for name in (*model.graphs, *model.tensors))
@@ -97,7 +98,7 @@ def test_shipped_models_are_whole() -> None:
     assert load_model(shipped.path).model_id == shipped.model_id
     assert shipped_model_of(shipped.model_id) == shipped
     assert find_model(shipped.name) == shipped.path
-    assert shipped.path.stat().st_size <= 9_500_000
+    assert shipped.path.stat().st_size <= 9_600_000
     with pytest.raises(ModelMismatchError, match="00000000"):
         shipped_model_of(bytes(4))
 
@@ -155,10 +156,11 @@ def test_damage_anywhere_is_found(model_file: Path) -> None:
         ({"content_hash": None}, "does not match its hash"),
         ({"graphs": {}}, "does not match its hash"),
         ({"name": "another"}, "does not match its hash"),
-        ({"format": "pqmim model 2"}, "a model of pqmim 0.2 or 0.3, which this version does not read"),
-        ({"format": "pqmim model 4"}, "not a model file of this version"),
+        ({"format": "pqmim model 2"}, "a model of pqmim 0.4 or before, which this version does not read"),
+        ({"format": "pqmim model 3"}, "a model of pqmim 0.4 or before, which this version does not read"),
+        ({"format": "pqmim model 5"}, "not a model file of this version"),
         ({"format": "pqmim decoder 1"}, "this is a decoder, not a token model"),
-        ({"format": "pqmim tokenizer 1"}, "this is a tokenizer without an entropy model"),
+        ({"format": "pqmim tokenizer 2"}, "this is a tokenizer without an entropy model"),
         ({"facts": None}, "not a model file"),
     ],
 )
@@ -216,6 +218,16 @@ def test_settings_are_read_strictly(tiny_model: Path) -> None:
             "entropy.group_steps is of the wrong type",
         ),
         ({**settings, "entropy": {**settings["entropy"], "width": 32.0}}, "entropy.width is of the wrong type"),
+        (
+            {**settings, "entropy": {**settings["entropy"], "group_sizes": [5.0]}},
+            "entropy.group_sizes is of the wrong type",
+        ),
+        (
+            {**settings, "entropy": {**settings["entropy"], "group_sizes": [5, 1]}},
+            "group_sizes must name all groups of group_steps but the last",
+        ),
+        ({**settings, "entropy": {**settings["entropy"], "group_sizes": [8]}}, "a group has at least 1 of 8"),
+        ({**settings, "quality": {**settings["quality"], "is_applied": 1}}, "quality.is_applied is of the wrong type"),
         ({**settings, "tokenizer": 5}, "tokenizer must be settings by name"),
         ([settings], "ModelConfig must be settings by name"),
     ):

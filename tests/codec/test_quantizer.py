@@ -1,6 +1,7 @@
 """Product quantizer: runs of channels, entropy-constrained choice, priors."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,25 @@ from pqmim.token_coding import RateDistortionChoice
 
 M, K, D = 3, 16, 10
 BOUNDARIES = [0, 1, 3, 8]
+SIZES = ((16, 16, 16), (16, 12, 5), (16, 8, 1), (8, 1, 5), (5, 3, 1), (3, 1, 1))
+"""Codewords by level and sub-quantizer; those with one are silent."""
 NUM_LEVELS = 6
 CONFIG = TokensConfig(TransformConfig(latent_channels=D), QuantizerConfig(M, K, NUM_LEVELS))
 
 
 def random_tensors() -> dict[str, NDArray[Any]]:
-    """Weights with unequal runs, and two of ten channels dropped."""
+    """Weights with unequal runs and alphabets, and two of ten channels dropped."""
     rng = np.random.default_rng(0)
+    log_w = np.linspace(math.log(0.5), math.log(60), NUM_LEVELS)
     tensors = {
         "order": rng.permutation(D)[:8],
         "boundaries_tensor": np.array(BOUNDARIES),
-        "codebook": rng.normal(size=(NUM_LEVELS, K, 8)).astype(np.float16),
+        "sizes": np.array(SIZES),
+        "codebook": rng.normal(size=int((np.array(SIZES) * np.diff(BOUNDARIES)).sum())).astype(np.float16),
         "default": rng.normal(size=D).astype(np.float16),
-        "prior_logits": rng.normal(size=(NUM_LEVELS, M, K)).astype(np.float16),
-        "level_log_w": np.linspace(math.log(0.5), math.log(60), NUM_LEVELS).astype(np.float16),
+        "prior_logits": rng.normal(size=sum(map(sum, SIZES))).astype(np.float16),
+        "level_log_w": log_w.astype(np.float16),
+        "level_range": np.stack([log_w - 2, log_w + 1], 1).astype(np.float16),
     }
     return {PREFIX + name: tensor for name, tensor in tensors.items()}
 
@@ -49,35 +55,56 @@ def latent(seed: int, height: int = 3, width: int = 4) -> Latent:
     return np.random.default_rng(seed).normal(size=(1, D, height, width)).astype(np.float32)
 
 
+def codewords_of(level: int, m: int) -> NDArray[np.float64]:
+    """(K, d): those of finer levels and of earlier sub-quantizers come before."""
+    start = 0
+    for each in np.ndindex(level + 1, M):
+        shape = SIZES[each[0]][each[1]], BOUNDARIES[each[1] + 1] - BOUNDARIES[each[1]]
+        if each == (level, m):
+            break
+        start += math.prod(shape)
+    codebook = random_tensors()[PREFIX + "codebook"]
+    return codebook[start : start + math.prod(shape)].reshape(shape).astype(np.float64)
+
+
+def bits_of(level: int, m: int) -> NDArray[np.float64]:
+    """(K,) under the static prior."""
+    start = sum(map(sum, SIZES[:level])) + sum(SIZES[level][:m])
+    logits = random_tensors()[PREFIX + "prior_logits"][start : start + SIZES[level][m]].astype(np.float64)
+    bits: NDArray[np.float64] = (np.log(np.exp(logits).sum()) - logits) / math.log(2)
+    return bits
+
+
+def random_tokens(rng: np.random.Generator, level: int, height: int, width: int) -> NDArray[np.int64]:
+    return rng.integers(0, np.array(SIZES[level])[:, None, None], (M, height, width))
+
+
 def brute_force(quantizer: ProductQuantizer, z: Latent, w: float, level: int) -> NDArray[np.int64]:
     """Definition of the choice, one latent vector and codeword at a time, in float64."""
-    bits = quantizer.prior_bits[level].astype(np.float64)
     tokens = np.zeros((M, *z.shape[2:]), np.int64)
     for m, y, x in np.ndindex(*tokens.shape):
-        run = quantizer.runs[m]
-        values = z[0, quantizer.order[run], y, x].astype(np.float64)
-        costs = [
-            float(np.square(values - quantizer.codebook[level, k, run].astype(np.float64)).sum() + w * bits[m, k])
-            for k in range(K)
-        ]
-        tokens[m, y, x] = min(range(K), key=costs.__getitem__)
+        values = z[0, quantizer.order[quantizer.runs[m]], y, x].astype(np.float64)
+        pairs = zip(codewords_of(level, m), bits_of(level, m), strict=True)
+        costs = [float(np.square(values - codeword).sum() + w * bits) for codeword, bits in pairs]
+        tokens[m, y, x] = min(range(len(costs)), key=costs.__getitem__)
     return tokens
 
 
 def assigned(quantizer: ProductQuantizer, z: Latent, w: float, level: int) -> NDArray[np.int64]:
     columns = quantizer.columns(z)
     weights = np.full(len(columns), w, np.float32)
-    return quantizer.assign(columns, weights, level).reshape(M, *z.shape[2:])
+    return quantizer.assign(columns, weights, level).reshape(-1, *z.shape[2:])
 
 
 def test_sizes(quantizer: ProductQuantizer) -> None:
     assert quantizer.num_subquantizers == M
-    assert quantizer.num_codewords == K
+    assert quantizer.alphabets.sizes.tolist() == [list(sizes) for sizes in SIZES]
     assert quantizer.runs == [slice(begin, end) for begin, end in pairwise(BOUNDARIES)]
     assert len(quantizer.levels) == NUM_LEVELS
-    assert {array.dtype for array in (quantizer.codebook, quantizer.default, quantizer.prior_bits)} == {
-        np.dtype(np.float32)
-    }
+    for level, m in np.ndindex(NUM_LEVELS, M):
+        assert np.array_equal(quantizer.codewords(m, level), codewords_of(level, m))
+    for array in (quantizer.codewords(2, 1), quantizer.default, quantizer.prior_bits):
+        assert array.dtype == np.float32
 
 
 def test_columns_are_the_kept_channels_in_order(quantizer: ProductQuantizer) -> None:
@@ -90,7 +117,7 @@ def test_columns_are_the_kept_channels_in_order(quantizer: ProductQuantizer) -> 
 
 @pytest.mark.parametrize("w", [1e-6, 0.3, 4.0])
 def test_choice_against_brute_force(quantizer: ProductQuantizer, w: float) -> None:
-    for level in (0, 3, 5):
+    for level in range(NUM_LEVELS):
         z = latent(level)
         assert np.array_equal(assigned(quantizer, z, w, level), brute_force(quantizer, z, w, level))
 
@@ -117,41 +144,53 @@ def test_nothing_to_choose(quantizer: ProductQuantizer) -> None:
 def test_distances_lack_the_length_of_the_values_only(quantizer: ProductQuantizer) -> None:
     columns = quantizer.columns(latent(4))
     for m, run in enumerate(quantizer.runs):
-        exact = np.square(columns[:, None, run] - quantizer.codebook[4][None, :, run]).sum(2)
+        exact = np.square(columns[:, None, run] - codewords_of(1, m)).sum(2)
         lengths = np.square(columns[:, run]).sum(1, keepdims=True)
-        assert np.allclose(quantizer.distances(columns, m, 4) + lengths, exact, atol=1e-4)
+        assert np.allclose(quantizer.distances(columns, m, 1) + lengths, exact, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", [0, 3])
 def test_coding_loop_without_rate_takes_the_nearest_codeword(quantizer: ProductQuantizer, level: int) -> None:
     z = latent(3, 2, 3)
     choice = RateDistortionChoice(quantizer, z, np.zeros(6, np.float32), level)
-    frequencies = np.full((2, 6, K), 1 << 12, np.int32)
     nearest = brute_force(quantizer, z, 0.0, level).reshape(M, -1)
-    assert np.array_equal(choice(1, np.arange(6), frequencies), nearest[1:])
-    some = np.array([1, 4])
-    assert np.array_equal(choice(0, some, frequencies[:1, :2]), nearest[:1, some])
+    for m, size in enumerate(SIZES[level]):
+        frequencies = np.full((1, 6, size), (1 << 16) // size, np.int32)
+        assert np.array_equal(choice(m, np.arange(6), frequencies)[0], nearest[m])
+        some = np.array([1, 4])
+        assert np.array_equal(choice(m, some, frequencies[:, :2])[0], nearest[m, some])
 
 
 def test_coding_loop_weighs_bits_by_the_trade_off_of_the_position(quantizer: ProductQuantizer) -> None:
     z = latent(3, 2, 3)
     w = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 1e6], np.float32)
     share = 0.25
-    choice = RateDistortionChoice(quantizer, z, w, 2, static_share=share)
-    frequencies = np.random.default_rng(4).integers(1, 4000, (M, 6, K), np.int32)
-    static = quantizer.prior_bits[2, :, None].astype(np.float64)
-    bits = (1 - share) * (16 - np.log2(frequencies)) + share * static
-    tokens = choice(0, np.arange(6), frequencies)
+    choice = RateDistortionChoice(quantizer, z, w, 1, static_share=share)
     for m, run in enumerate(quantizer.runs):
+        frequencies = np.random.default_rng(m).integers(1, 4000, (1, 6, SIZES[1][m]), np.int32)
+        bits = (1 - share) * (16 - np.log2(frequencies[0])) + share * bits_of(1, m)
         values = z[0, quantizer.order[run]].reshape(-1, 6).T.astype(np.float64)
-        distances = np.square(values[:, None] - quantizer.codebook[2][None, :, run].astype(np.float64)).sum(2)
-        assert np.array_equal(tokens[m], (distances + w[:, None].astype(np.float64) * bits[m]).argmin(1))
-    assert np.array_equal(tokens[:, 5], bits[:, 5].argmin(1))
+        distances = np.square(values[:, None] - codewords_of(1, m)).sum(2)
+        (tokens,) = choice(m, np.arange(6), frequencies)
+        assert np.array_equal(tokens, (distances + w[:, None].astype(np.float64) * bits).argmin(1))
+        assert tokens[5] == bits[5].argmin()
+
+
+def test_coding_loop_over_neighbors_with_equally_many_codewords(quantizer: ProductQuantizer) -> None:
+    """Where they have equally many channels, too, they come together."""
+    tensors = random_tensors() | {PREFIX + "boundaries_tensor": np.array([0, 2, 4, 8])}
+    tensors[PREFIX + "codebook"] = np.resize(tensors[PREFIX + "codebook"], 8 * sum(map(sum, SIZES)))
+    made = ProductQuantizer(tensors, Workers(1))
+    z, w = latent(3, 2, 3), np.full(6, 0.8, np.float32)
+    frequencies = np.random.default_rng(4).integers(1, 4000, (2, 6, 16), np.int32)
+    together = RateDistortionChoice(made, z, w, 0)(0, np.arange(6), frequencies)
+    alone = RateDistortionChoice(made, z, w, 0)
+    assert np.array_equal(together, [alone(m, np.arange(6), frequencies[m : m + 1])[0] for m in range(2)])
 
 
 def test_codewords_quantize_to_themselves(quantizer: ProductQuantizer) -> None:
-    tokens = np.random.default_rng(4).integers(0, K, (M, 4, 4))
-    for level in (0, 4):
+    for level in range(NUM_LEVELS):
+        tokens = random_tokens(np.random.default_rng(4), level, 4, 4)
         z = quantizer.dequantize(tokens, level)
         assert z.shape == (1, D, 4, 4)
         assert z.dtype == np.float32
@@ -163,8 +202,8 @@ def test_codewords_quantize_to_themselves(quantizer: ProductQuantizer) -> None:
 
 def test_dequantize_uses_the_mean_where_unknown(quantizer: ProductQuantizer) -> None:
     rng = np.random.default_rng(5)
-    tokens, known = rng.integers(0, K, (M, 2, 2)), rng.random((M, 2, 2)) < 0.5
-    for level in (2, 5):
+    for level in (1, 2, 5):
+        tokens, known = random_tokens(rng, level, 2, 2), rng.random((M, 2, 2)) < 0.5
         z, whole = quantizer.dequantize(tokens, level, known), quantizer.dequantize(tokens, level)
         for m, run in enumerate(quantizer.runs):
             for channel in quantizer.order[run]:
@@ -174,28 +213,44 @@ def test_dequantize_uses_the_mean_where_unknown(quantizer: ProductQuantizer) -> 
 
 
 def test_static_bits_are_those_of_the_priors(quantizer: ProductQuantizer) -> None:
-    bits = quantizer.prior_bits
-    assert bits.shape == (NUM_LEVELS, M, K)
-    assert np.allclose(np.exp2(-bits.astype(np.float64)).sum(2), 1, atol=1e-6)
+    expected = [bits_of(level, m) for level, m in np.ndindex(NUM_LEVELS, M)]
+    assert np.allclose(quantizer.prior_bits, np.concatenate(expected), atol=1e-5)
+    for level in range(NUM_LEVELS):
+        tokens = random_tokens(np.random.default_rng(level), level, 3, 5).reshape(M, -1)
+        by_definition = sum(float(bits_of(level, m)[tokens[m]].sum()) for m in range(M))
+        assert quantizer.static_bits(tokens, level) == pytest.approx(by_definition, rel=1e-5)
+
+
+def test_silent_sub_quantizers_cost_nothing_and_decode_to_their_only_codeword(quantizer: ProductQuantizer) -> None:
+    level, silent = 3, 1
+    tokens = assigned(quantizer, latent(8), 0.2, level)
+    assert (tokens[silent] == 0).all()
+    assert tokens[[0, 2]].any((1, 2)).all()
+    z = quantizer.dequantize(tokens, level)
+    (codeword,) = codewords_of(level, silent)
+    assert (z[0, quantizer.order[quantizer.runs[silent]]] == codeword[:, None, None]).all()
+    place = quantizer.alphabets.starts[level, silent]
+    assert quantizer.prior_bits[place] == 0
 
 
 def test_static_bits_of_extreme_priors() -> None:
     """Logits that would overflow an exponential."""
-    logits = np.resize(np.float16([1000, -1000, 0]), (NUM_LEVELS, M, K))
+    parts = [np.resize([1000.0, -1000.0, 0.0], size) for sizes in SIZES for size in sizes]
+    logits = np.concatenate(parts).astype(np.float16)
     made = ProductQuantizer(random_tensors() | {PREFIX + "prior_logits": logits}, Workers(1))
-    expected = (1000 - logits.astype(np.float64)) / math.log(2) + np.log2((logits == 1000).sum(2, keepdims=True))
-    assert np.allclose(made.prior_bits, expected, rtol=1e-6)
+    expected = [(1000 - part) / math.log(2) + np.log2((part == 1000).sum()) for part in parts]
+    assert np.allclose(made.prior_bits, np.concatenate(expected), rtol=1e-6)
 
 
 @pytest.mark.parametrize("level", [0, 2, 5])
 def test_more_weight_on_rate_costs_fewer_bits_and_more_distortion(tiny_model: Path, level: int) -> None:
     quantizer = ProductQuantizer(load_model(tiny_model / MODEL_FILE).tensors, Workers(1))
     noise = np.random.default_rng(7).normal(size=(1, len(quantizer.default), 16, 16)).astype(np.float32)
-    z = quantizer.default[None, :, None, None] + noise
+    z = quantizer.default[None, :, None, None] + 10 * noise
     rates, distortions = [], []
     for w in (0.01, 0.3, 3.0, 30.0):
         tokens = assigned(quantizer, z, w, level)
-        rates.append(float(np.take_along_axis(quantizer.prior_bits[level], tokens.reshape(len(tokens), -1), 1).sum()))
+        rates.append(quantizer.static_bits(tokens.reshape(len(tokens), -1), level))
         distortions.append(float(np.square(quantizer.dequantize(tokens, level) - z).sum()))
     assert rates == sorted(rates, reverse=True)
     assert distortions == sorted(distortions)
@@ -215,9 +270,10 @@ def test_missing_weights_are_named(name: str) -> None:
         tensors = random_tensors() | {PREFIX + name: wrong}
         if wrong is None:
             del tensors[PREFIX + name]
-        # Of another number of kept channels it is the codebook that does not fit.
-        lacking = name if name != "order" or wrong is None or wrong.shape[0] == 8 else "order|codebook"
-        with pytest.raises(ModelError, match=rf"weights lack tokenizer\.quantizer\.({lacking}) as"):
+        message = rf"weights lack tokenizer\.quantizer\.{name} as"
+        if name == "order" and wrong is not None and wrong.shape == (7,):  # another number of kept channels
+            message = r"weights of tokenizer\.quantizer\.boundaries_tensor are out of bounds"
+        with pytest.raises(ModelError, match=message):
             check_quantizer_weights(tensors, CONFIG)
 
 
@@ -231,8 +287,47 @@ def test_missing_weights_are_named(name: str) -> None:
         ("boundaries_tensor", [0, 1, 3, 7]),
         ("boundaries_tensor", [0, 3, 3, 8]),
         ("boundaries_tensor", [0, 3, 1, 8]),
+        ("sizes", np.array(SIZES) * 0),
+        ("sizes", np.array(SIZES) - (np.arange(18).reshape(6, 3) == 17)),
+        ("sizes", np.array(SIZES) + (np.arange(18).reshape(6, 3) == 0)),
+        ("sizes", np.array(SIZES) * -1),
     ],
 )
 def test_indices_out_of_bounds_are_refused(name: str, values: list[int]) -> None:
     with pytest.raises(ModelError, match=f"weights of tokenizer.quantizer.{name} are out of bounds"):
         check_quantizer_weights(random_tensors() | {PREFIX + name: np.array(values)}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("level_log_w", lambda t: t[::-1]),
+        ("level_log_w", lambda t: t * 0),
+        ("level_log_w", lambda t: t * np.float16(np.nan)),
+        ("level_range", lambda t: t[::-1]),
+        ("level_range", lambda t: t[:, ::-1]),
+        ("level_range", lambda t: t * np.float16(np.inf)),
+        ("level_range", lambda t: t * 0 + np.float16([0, 1])),  # all levels the same
+        ("level_range", lambda t: t - np.float16([0, 2.5])),  # what is between two levels is applied by none
+    ],
+)
+def test_trade_offs_of_levels_rise_without_gaps(name: str, change: Callable[[Any], NDArray[Any]]) -> None:
+    tensors = random_tensors()
+    with pytest.raises(ModelError, match=f"weights of tokenizer.quantizer.{name} are out of bounds"):
+        check_quantizer_weights(tensors | {PREFIX + name: change(tensors[PREFIX + name])}, CONFIG)
+
+
+def test_one_level_needs_no_other() -> None:
+    tensors = random_tensors()
+    for name in ("sizes", "level_log_w", "level_range"):
+        tensors[PREFIX + name] = tensors[PREFIX + name][:1]
+    tensors[PREFIX + "codebook"] = tensors[PREFIX + "codebook"][: 16 * 8]
+    tensors[PREFIX + "prior_logits"] = tensors[PREFIX + "prior_logits"][: 16 * M]
+    check_quantizer_weights(tensors, TokensConfig(CONFIG.analysis, QuantizerConfig(M, K, 1)))
+
+
+def test_alphabets_that_the_codewords_do_not_fit_are_refused() -> None:
+    sizes = np.array(SIZES)
+    sizes[1, 2] -= 1
+    with pytest.raises(ModelError, match=r"weights lack tokenizer\.quantizer\.codebook as"):
+        check_quantizer_weights(random_tensors() | {PREFIX + "sizes": sizes}, CONFIG)

@@ -38,7 +38,7 @@ def cost(networks: Networks, z: Latent, pixels: np.ndarray, w: np.ndarray) -> fl
     """What the search makes small: squared error of the decoded picture and bits, in squared latent units."""
     quantizer = networks.quantizer
     tokens = quantizer.assign(quantizer.columns(z), w, LEVEL)
-    bits = np.take_along_axis(quantizer.prior_bits[LEVEL], tokens, 1)
+    bits = quantizer.prior_bits[quantizer.alphabets.starts[LEVEL, :, None] + tokens]
     z_q = quantizer.dequantize(tokens.reshape(-1, *z.shape[2:]), LEVEL)
     error, _ = networks.transforms.differentiate(z_q, SquaredError(pixels))
     return error / networks.transforms.energy + float((bits * w).sum())

@@ -1,28 +1,30 @@
 """The step loop: what the writer sends the reader reads, and a frequency that is off by one is found out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from exact_model import CONFIG, NUM_CODEWORDS, NUM_LEVELS, RUNS, exact_model, model_file
+from exact_model import ALPHABETS, CONFIG, NUM_LEVELS, RUNS, SIZES, exact_model, model_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pictures import synthetic_photo
 from PIL import Image
 
+from pqmim.alphabets import Alphabets
 from pqmim.bitstream import parse
 from pqmim.codec import Codec, load_codec
 from pqmim.entropy_kernels import exact_kernels
 from pqmim.errors import DamagedFileError, TokenCheckError
-from pqmim.exact_entropy import ExactEntropyModel
+from pqmim.exact_entropy import EntropyState, ExactEntropyModel
 from pqmim.exact_numpy import Activations
 from pqmim.model_files import MODEL_FILE, load_model
 from pqmim.quantizer import ProductQuantizer, Tokens
 from pqmim.range_coding import PRECISION, PrefixReader, TokenReader, TokenWriter
 from pqmim.runtime import Workers
-from pqmim.schedule import Schedule, positions_of
+from pqmim.schedule import Step, positions_of
 from pqmim.token_coding import (
     BUDGET_REACH,
     CHUNK_TOKENS,
@@ -60,28 +62,34 @@ def read(model: ExactEntropyModel, payload: bytes, height: int, width: int, leve
     return grid.tokens
 
 
-def random_tokens(height: int, width: int, seed: int) -> Tokens:
+def random_tokens(height: int, width: int, seed: int, level: int = 1) -> Tokens:
     shape = (len(RUNS), height, width)
-    return np.random.default_rng(seed).integers(NUM_CODEWORDS, size=shape)
+    return np.random.default_rng(seed).integers(ALPHABETS.sizes[level, :, None, None], size=shape)
 
 
-def coding_order(height: int, width: int) -> Iterator[tuple[int, int]]:
+def coding_order(height: int, width: int, level: int = 1) -> Iterator[tuple[int, int]]:
     """(sub-quantizer, position) of every token as a file holds them, spelled out."""
-    for step in Schedule(len(RUNS), CONFIG.group_steps).steps:
+    for step in CONFIG.schedule(len(RUNS)).steps:
         for m in range(step.first, step.last):
-            for position in positions_of(step, height, width):
-                yield m, int(position)
+            if SIZES[level][m] > 1:
+                for position in positions_of(step, height, width):
+                    yield m, int(position)
+
+
+def coded(level: int = 1) -> list[int]:
+    """Sub-quantizers that are not silent."""
+    return [m for m, size in enumerate(SIZES[level]) if size > 1]
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 999), st.sampled_from(["any", "zero", "last"]))
 def test_round_trip(model: ExactEntropyModel, height: int, width: int, seed: int, kind: str) -> None:
-    tokens = random_tokens(height, width, seed)
+    level = seed % NUM_LEVELS
+    tokens = random_tokens(height, width, seed, level)
     if kind == "zero":
         tokens[:] = 0
     elif kind == "last":
-        tokens[:] = NUM_CODEWORDS - 1
-    level = seed % NUM_LEVELS
+        tokens[:] = ALPHABETS.sizes[level, :, None, None] - 1
     payload = written(model, tokens, level)
     assert np.array_equal(read(model, payload, height, width, level), tokens)
 
@@ -114,7 +122,7 @@ def test_threads_write_and_read_the_same(
 
 
 def test_another_level_does_not_read_the_tokens(model: ExactEntropyModel) -> None:
-    tokens = random_tokens(7, 6, 3)
+    tokens = random_tokens(7, 6, 3, 0)
     payload = written(model, tokens, 0)
     try:
         misread = read(model, payload, 7, 6, 2)
@@ -148,29 +156,79 @@ def test_chunks_bound_memory_and_nothing_else(
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 20), st.integers(1, 3000), st.integers(1, 3000))
-def test_blocks_cut_a_step_in_coding_order(num_subquantizers: int, num_positions: int, chunk: int) -> None:
+@given(
+    st.lists(st.sampled_from([1, 2, 2, 7]), min_size=1, max_size=20),
+    st.integers(0, 3),
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+)
+def test_blocks_cut_a_step_in_coding_order(sizes: list[int], before: int, num_positions: int, chunk: int) -> None:
+    alphabets = Alphabets(np.array([[3] * before + sizes]), np.ones(before + len(sizes), int))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pqmim.token_coding.CHUNK_TOKENS", chunk)
-        blocks = list(_blocks(num_subquantizers, num_positions))
-    order = np.arange(num_subquantizers * num_positions).reshape(num_subquantizers, -1)
+        blocks = list(_blocks(alphabets.blocks(0, before, before + len(sizes)), num_positions))
+    order = np.arange(len(sizes) * num_positions).reshape(len(sizes), -1)
     parts = [order[rows, columns].ravel() for rows, columns in blocks]
     assert all(0 < len(part) <= chunk for part in parts)
-    assert np.array_equal(np.concatenate([np.empty(0, int), *parts]), order.ravel())
+    assert all(len(set(sizes[rows])) == 1 for rows, _ in blocks)
+    expected = order[np.array(sizes) > 1].ravel()
+    assert np.array_equal(np.concatenate([np.empty(0, int), *parts]), expected)
 
 
-def test_tokens_are_coded_in_the_documented_order(model: ExactEntropyModel) -> None:
-    tokens = random_tokens(5, 6, 4)
+@pytest.mark.parametrize("level", range(NUM_LEVELS))
+def test_tokens_are_coded_in_the_documented_order(model: ExactEntropyModel, level: int) -> None:
+    tokens = random_tokens(5, 6, 4, level)
     sent: list[int] = []
 
     class Recorder(TokenWriter):
         def code(self, frequencies: np.ndarray, tokens: np.ndarray | None = None) -> np.ndarray:
-            coded = super().code(frequencies, tokens)
-            sent.extend(coded.tolist())
-            return coded
+            found = super().code(frequencies, tokens)
+            sent.extend(found.tolist())
+            return found
 
-    code_tokens(model, Recorder(), 5, 6, 1, GivenTokens(tokens))
-    assert sent == [int(tokens[m].flat[position]) for m, position in coding_order(5, 6)]
+    code_tokens(model, Recorder(), 5, 6, level, GivenTokens(tokens))
+    assert sent == [int(tokens[m].flat[position]) for m, position in coding_order(5, 6, level)]
+
+
+def test_silent_sub_quantizers_are_known_without_a_word(
+    model: ExactEntropyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tokens are 0, and where none of the later ones speaks the network rests."""
+    heads: list[Step] = []
+    original = ExactEntropyModel.head
+
+    def watched(self: ExactEntropyModel, state: EntropyState, step: Step) -> Activations | None:
+        heads.append(step)
+        return original(self, state, step)
+
+    monkeypatch.setattr(ExactEntropyModel, "head", watched)
+    payload = written(model, random_tokens(8, 8, 3, 2), 2)
+    assert heads == list(model.schedule.steps[:7])
+    grid = code_tokens(model, TokenReader(payload), 8, 8, 2)
+    assert grid.is_complete
+    silent = sorted(set(range(len(RUNS))) - set(coded(2)))
+    assert silent == [1, 3, 4]
+    assert (grid.tokens[silent] == 0).all()
+
+
+def test_a_level_at_which_all_are_silent_needs_no_bytes() -> None:
+    file = model_file()
+    sizes, keep = np.array(SIZES), ALPHABETS.starts[2]
+    sizes[2] = 1
+    whole = [np.arange(ALPHABETS.starts[2, 0]), keep]
+    tensors = dict(file.tensors) | {"tokenizer.quantizer.sizes": sizes}
+    for name in ("token_factors.weight", "token_bias", "static_frequencies"):
+        tensors[f"entropy.{name}"] = file.tensors[f"entropy.{name}"][np.concatenate(whole)]
+    tensors["entropy.static_frequencies"][-len(RUNS) :] = 1 << PRECISION
+    values = file.tensors["entropy.token_values"]
+    tensors["entropy.token_values"] = values[: ALPHABETS.value_starts[2, 0] + ALPHABETS.channels.sum()]
+    model = ExactEntropyModel(replace(file, tensors=tensors), Workers(1), kernel="numpy")
+    for shape in ((1, 1), (5, 7)):
+        tokens = np.zeros((len(RUNS), *shape), np.int64)
+        assert written(model, tokens, 2) == b""
+        assert np.array_equal(read(model, b"", *shape, 2), tokens)
+        nothing = code_tokens(model, PrefixReader(b""), *shape, 2)
+        assert (nothing.is_complete, nothing.known_share) == (True, 1.0)
 
 
 def test_payload_is_as_long_as_the_frequencies_say(model: ExactEntropyModel) -> None:
@@ -206,19 +264,20 @@ def test_bits_of_frequencies() -> None:
 def test_a_prefix_of_the_payload_gives_the_leading_tokens(
     model: ExactEntropyModel, height: int, width: int, seed: int, share: float
 ) -> None:
-    tokens = random_tokens(height, width, seed)
-    payload = written(model, tokens)
+    level = seed % NUM_LEVELS
+    tokens = random_tokens(height, width, seed, level)
+    payload = written(model, tokens, level)
     prefix = payload[: round(share * len(payload))]
-    grid = code_tokens(model, PrefixReader(prefix), height, width, 1)
-    number = int(grid.known.sum())
-    order = list(coding_order(height, width))
-    for index, (m, position) in enumerate(order):
+    grid = code_tokens(model, PrefixReader(prefix), height, width, level)
+    number = int(grid.known[coded(level)].sum())
+    for index, (m, position) in enumerate(coding_order(height, width, level)):
         assert bool(grid.known[m].flat[position]) == (index < number)
         assert int(grid.tokens[m].flat[position]) == (tokens[m].flat[position] if index < number else 0)
-    assert grid.known_share == pytest.approx(number / len(order))
+    assert grid.known_share == pytest.approx(number / (len(coded(level)) * height * width))
+    assert grid.is_complete == (number == len(coded(level)) * height * width)
     if prefix:
-        shorter = code_tokens(model, PrefixReader(prefix[:-1]), height, width, 1)
-        assert int(shorter.known.sum()) <= number
+        shorter = code_tokens(model, PrefixReader(prefix[:-1]), height, width, level)
+        assert int(shorter.known[coded(level)].sum()) <= number
     else:
         assert number == 0
 
@@ -229,22 +288,23 @@ def test_a_prefix_writer_sends_that_many_tokens(
     model: ExactEntropyModel, height: int, width: int, seed: int, data: st.DataObject
 ) -> None:
     """Also where a step or a block of it ends exactly at the limit."""
-    tokens = random_tokens(height, width, seed)
-    sizes = [(step.last - step.first) * len(positions_of(step, height, width)) for step in model.schedule.steps]
+    level = seed % NUM_LEVELS
+    tokens, own = random_tokens(height, width, seed, level), coded(level)
+    steps = [(step, len(positions_of(step, height, width))) for step in model.schedule.steps]
+    sizes = [sum(step.first <= m < step.last for m in own) * count for step, count in steps]
     ends = np.cumsum(sizes).tolist()
-    limit = data.draw(st.sampled_from(ends) | st.integers(0, tokens.size + 3))
+    limit = data.draw(st.sampled_from(ends) | st.integers(0, ends[-1] + 3))
     writer = PrefixWriter(limit)
-    grid = code_tokens(model, writer, height, width, 1, GivenTokens(tokens))
+    grid = code_tokens(model, writer, height, width, level, GivenTokens(tokens))
     assert grid.is_complete  # the encoder goes on: its choices need all tokens
     payload = writer.finish()
-    assert written(model, tokens).ljust(len(payload), b"\0").startswith(payload)
-    found = code_tokens(model, PrefixReader(payload), height, width, 1)
-    number = int(found.known.sum())
-    assert number >= min(limit, tokens.size)  # the last byte may tell some more
+    assert written(model, tokens, level).ljust(len(payload), b"\0").startswith(payload)
+    found = code_tokens(model, PrefixReader(payload), height, width, level)
+    assert int(found.known[own].sum()) >= min(limit, ends[-1])  # the last byte may tell some more
     assert np.array_equal(found.tokens[found.known], tokens[found.known])
     if payload:
-        shorter = code_tokens(model, PrefixReader(payload[:-1]), height, width, 1)
-        assert int(shorter.known.sum()) < limit
+        shorter = code_tokens(model, PrefixReader(payload[:-1]), height, width, level)
+        assert int(shorter.known[own].sum()) < limit
 
 
 def test_after_every_step_the_grid_is_shown(model: ExactEntropyModel) -> None:
@@ -262,6 +322,15 @@ def test_after_every_step_the_grid_is_shown(model: ExactEntropyModel) -> None:
         ).tolist()
         assert counts[-1] == int(grid.known.sum())
         assert counts == (expected if is_whole else [*[e for e in expected if e < counts[-1]], counts[-1]])
+
+
+def test_the_last_step_shows_all_that_is_silent(model: ExactEntropyModel) -> None:
+    tokens, counts = random_tokens(6, 7, 5, 2), []
+    reader = TokenReader(written(model, tokens, 2))
+    code_tokens(model, reader, 6, 7, 2, after_step=lambda grid: counts.append(int(grid.known.sum())))
+    assert len(counts) == len(model.steps(2))
+    assert counts[-2] < 4 * 42  # of two groups
+    assert counts[-1] == tokens.size
 
 
 def test_steps_without_positions_are_not_shown(model: ExactEntropyModel) -> None:
@@ -313,11 +382,12 @@ def choice_after_a_block(
     rng = np.random.default_rng(0)
     z = (rng.normal(size=(1, len(quantizer.default), 50, 40)) * 8).astype(np.float32)
     choice = RateDistortionChoice(quantizer, z, w, 2, budget, static_share=0.0)
-    masses = np.exp(rng.normal(size=(2, 2000, quantizer.num_codewords)))
+    assert quantizer.alphabets.sizes[2, 1:3].tolist() == [32, 32]
+    masses = np.exp(rng.normal(size=(2, 2000, 32)))
     frequencies = (masses / masses.sum(2, keepdims=True) * 60_000).astype(np.int32) + 1
     frequencies[:, :, 0] += (1 << PRECISION) - frequencies.sum(2)
     positions = rng.permutation(2000)
-    choice(0, positions, frequencies[:1])
+    choice(1, positions, frequencies[:1])
     return choice, choice(1, positions, frequencies)
 
 
@@ -361,22 +431,25 @@ def test_a_frequency_that_is_off_by_one_is_refused(
     data = codec.encode(picture, quality=100)
     assert parse(data).token_check is not None
     tokens = codec.decode_tokens(data)
-    original = ExactEntropyModel.frequencies
-    calls = 1  # the first step does not ask the network
+    originals = ExactEntropyModel.head, ExactEntropyModel.frequencies
+    spoilt_step: Step | None = None
+
+    def head_of(self: ExactEntropyModel, state: EntropyState, step: Step) -> Activations | None:
+        nonlocal spoilt_step
+        spoilt_step = step if step == self.schedule.steps[step_to_spoil] else None
+        return originals[0](self, state, step)
 
     def spoilt(self: ExactEntropyModel, head: Activations, level: int, first: int) -> Frequencies:
-        nonlocal calls
-        frequencies = original(self, head, level, first).copy()
-        if calls == step_to_spoil:  # one call a step: the grid is small
-            step = self.schedule.steps[calls]
-            token = int(tokens[step.first].flat[positions_of(step, *tokens.shape[1:])[0]])
+        frequencies = originals[1](self, head, level, first).copy()
+        if spoilt_step is not None and first == spoilt_step.first:
+            token = int(tokens[first].flat[positions_of(spoilt_step, *tokens.shape[1:])[0]])
             row = frequencies[0, 0]
             count = 1 if row[token] == 1 else -1
             row[token] += count
             row[token - 1 if token else 1] -= count
-        calls += 1
         return frequencies
 
+    monkeypatch.setattr(ExactEntropyModel, "head", head_of)
     monkeypatch.setattr(ExactEntropyModel, "frequencies", spoilt)
     with pytest.raises((TokenCheckError, DamagedFileError)) as caught:
         codec.decode_tokens(data)

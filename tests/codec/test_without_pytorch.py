@@ -121,7 +121,7 @@ def test_commands_and_functions(tiny_model: Path, tmp_path: Path) -> None:
         assert Image.open("b.png").size == Image.open("c.png").size == (90, 60)
         call("info", "a.pqm")
         call("tokens", "a.pqm", "-o", "a.npy")
-        assert np.load("a.npy").shape == (3, 4, 6)
+        assert np.load("a.npy").shape == (8, 4, 6)
         call("generate", "-o", "drawn", "--size", "32x32")
         call("inpaint", "a.png", "--mask", "mask.png", "-o", "d.png")
         call("gallery", "a.png", "-o", "page/page.html", "--keeps", "1,0.5")

@@ -141,10 +141,13 @@ def test_vectors_of_tokens_are_those_that_the_picture_is_made_of(codec: Codec, p
 
 
 def test_tokens_of_another_model_have_no_vectors(codec: Codec) -> None:
-    m, k = codec._networks.quantizer.num_subquantizers, codec._networks.quantizer.num_codewords
-    grid = np.zeros((m, 1, 2), np.int64)
+    sizes = codec._networks.quantizer.alphabets.sizes
+    grid, one = np.zeros((sizes.shape[1], 1, 2), np.int64), np.zeros((sizes.shape[1], 1, 2), np.int64)
+    one[-1] = 1
     for tokens, level in (
-        (grid + k, 0),
+        (grid + sizes.max(), 0),
+        (grid + sizes[0, :, None, None], 0),
+        (one, len(sizes) - 1),  # of a silent sub-quantizer
         (grid - 2, 0),
         (grid[1:], 0),
         (grid[0], 0),
@@ -153,3 +156,4 @@ def test_tokens_of_another_model_have_no_vectors(codec: Codec) -> None:
     ):
         with pytest.raises(ValueError, match=r"token|level"):
             codec.embed(tokens, level)
+    assert codec.embed(one, 0).shape == (12, 1, 2)

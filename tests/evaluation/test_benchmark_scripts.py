@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,8 +48,10 @@ def lines(output: Path, name: str) -> list[str]:
 
 def test_encoder_choices(photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     script = load("encoder_choices", monkeypatch)
-    arguments = [str(photos), "-m", str(tiny_model), "-o", str(tmp_path)]
-    script.main([*arguments, "--images", "1", "--qualities", "40", "100"])
+    photo = tmp_path / "photo" / "1.png"  # one in which some choices are close, so that all variants differ
+    photo.parent.mkdir()
+    shutil.copyfile(photos / photo.name, photo)
+    script.main([str(photo.parent), "-m", str(tiny_model), "-o", str(tmp_path), "--qualities", "40", "100"])
     rows = content(tmp_path, "encoder_choices")
     assert {row["variant"] for row in rows} == {variant.name for variant in script.DEFAULT_VARIANTS}
     by_point = {(row["variant"], row["quality"]): row for row in rows}

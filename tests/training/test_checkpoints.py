@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from training.tiny_networks import make_tiny_tokenizer
 
 from pqmim.errors import ModelError, OutputError
-from pqmim.model_files import load_model
+from pqmim.model_files import TOKENIZER_FORMAT, load_model
 from pqmim.training.checkpoints import load_tokenizer, save_tokenizer, write_file
 
 
@@ -30,10 +30,11 @@ def test_tokenizer_round_trip(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_files_of_earlier_versions_are_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_files_of_earlier_versions_are_refused_by_name(tmp_path: Path, version: int) -> None:
     path = tmp_path / "tokenizer.safetensors"
-    write_file(path, {}, {"format": "pqmim model 2", "config": {}, "facts": {}})
-    with pytest.raises(ModelError, match=r"tokenizer\.safetensors: a model of pqmim 0\.2 or 0\.3"):
+    write_file(path, {}, {"format": f"pqmim model {version}", "config": {}, "facts": {}})
+    with pytest.raises(ModelError, match=r"tokenizer\.safetensors: a model of pqmim 0\.4 or before"):
         load_tokenizer(path)
 
 
@@ -60,12 +61,12 @@ def test_the_layout_is_that_of_safetensors(tmp_path: Path) -> None:
     assert json.loads(header["__metadata__"]["pqmim"]) == {"name": "ä"}
 
 
-@pytest.mark.parametrize("name", ["quantizer.order", "analysis.linear", "synthesis.head.weight"])
+@pytest.mark.parametrize("name", ["quantizer.order", "quantizer.sizes", "analysis.linear", "synthesis.head.weight"])
 def test_weights_that_do_not_fit(tmp_path: Path, name: str) -> None:
     path = tmp_path / "t.safetensors"
     tokenizer = make_tiny_tokenizer()
     tensors = {n: t.numpy() for n, t in tokenizer.state_dict().items()}
-    metadata = {"format": "pqmim tokenizer 1", "config": tokenizer.config.as_dict(), "facts": {}}
+    metadata = {"format": TOKENIZER_FORMAT, "config": tokenizer.config.as_dict(), "facts": {}}
     write_file(path, {key: tensor for key, tensor in tensors.items() if not key.endswith(name)}, metadata)
     with pytest.raises(ModelError, match=r"t\.safetensors: weights do not fit"):
         load_tokenizer(path)
@@ -73,7 +74,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, name: str) -> None:
 
 def test_settings_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
-    write_file(path, {}, {"format": "pqmim tokenizer 1", "config": {"color": 1}, "facts": {}})
+    write_file(path, {}, {"format": TOKENIZER_FORMAT, "config": {"color": 1}, "facts": {}})
     with pytest.raises(ModelError, match="color is not a known setting"):
         load_tokenizer(path)
 

@@ -30,7 +30,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_shipped_recipes_load() -> None:
     found = sorted(RECIPES.rglob("*.yaml"))
-    assert any(path.parent.name == "small" for path in found)
+    assert any(path.parent.name == "photo" for path in found)
     parts: dict[str, type[Config]] = {"tokenizer": TokenizerTraining, "entropy": EntropyTraining}
     for path in found:
         load_config(parts.get(path.stem, DecoderTraining), path)

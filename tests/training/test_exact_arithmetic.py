@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pictures import synthetic_photo
 from torch import Tensor
 from training.tiny_networks import TINY_ENTROPY, TINY_QUALITY, make_tiny_entropy_model, make_tiny_tokenizer
+from training.token_tools import RAGGED_ENTROPY, draw_tokens, make_ragged_tokenizer
 
 from pqmim.entropy_weights import check_entropy_weights
 from pqmim.exact_entropy import ExactEntropyModel
@@ -25,6 +26,7 @@ from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.export import export_entropy, save_model
 from pqmim.training.layers import Sight, TransformerLayer, normalize, partitions_of
 from pqmim.training.orders import Orders
+from pqmim.training.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 
@@ -36,6 +38,8 @@ def trainable() -> EntropyModel:
 
 def parts_of(model: EntropyModel) -> NumpyParts:
     tensors = {f"entropy.{name}": tensor for name, tensor in export_entropy(model).items()}
+    tensors["tokenizer.quantizer.sizes"] = model.alphabets.sizes
+    tensors["tokenizer.quantizer.boundaries_tensor"] = model.places.boundaries.numpy()
     return NumpyParts(model.config, model.num_subquantizers, tensors)
 
 
@@ -105,23 +109,25 @@ def test_attention_as_simulated(trainable: EntropyModel) -> None:
             assert difference.max() < 30
 
 
-def exact_model(folder: Path, model: EntropyModel) -> ExactEntropyModel:
-    save_model(folder, "test", make_tiny_tokenizer(), model, TINY_QUALITY, {})
+def exact_model(folder: Path, model: EntropyModel, tokenizer: Tokenizer) -> ExactEntropyModel:
+    save_model(folder, "test", tokenizer, model, TINY_QUALITY, {})
     return ExactEntropyModel(load_model(folder / MODEL_FILE), Workers(1))
 
 
 @pytest.mark.parametrize(("depth", "later"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3)])
 @pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
-def test_every_depth_as_simulated(depth: int, later: int, share: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_ragged", [False, True])
+def test_every_depth_as_simulated(depth: int, later: int, share: float | None, is_ragged: bool, tmp_path: Path) -> None:
     """Step by step, and with a share of tokens that are known anywhere."""
-    config = replace(TINY_ENTROPY, num_layers=depth, later_layers=later)
+    tokenizer = make_ragged_tokenizer() if is_ragged else make_tiny_tokenizer()
+    config = replace(RAGGED_ENTROPY if is_ragged else TINY_ENTROPY, num_layers=depth, later_layers=later)
     torch.manual_seed(depth)
-    model = EntropyModel.for_quantizer(config, make_tiny_tokenizer().quantizer).requires_grad_(False)
+    model = EntropyModel.for_quantizer(config, tokenizer.quantizer).requires_grad_(False)
     for embed in model.embed:
         embed.weight.mul_(4)  # in a larger residual stream a half that is rounded the other way weighs less
-    exact = exact_model(tmp_path, model)
-    tokens = torch.randint(16, (1, 3, 9, 7))
-    rows, level = tokens[0].flatten(1).numpy(), depth % model.num_levels
+    exact, level = exact_model(tmp_path, model, tokenizer), depth % model.num_levels
+    tokens = draw_tokens(model.alphabets, torch.tensor([level]), 9, 7, seed=depth)
+    rows = tokens[0].flatten(1).numpy()
     if share is None:
         orders = Orders.of_schedule(model.schedule, torch.from_numpy(quincunx_steps(9, 7)))
         state, heads = exact.start(9, 7, level), []
@@ -142,36 +148,70 @@ def test_every_depth_as_simulated(depth: int, later: int, share: float | None, t
         assert head is not None
         if len(positions) == 0:
             continue
-        first, last = exact.schedule.group_bounds(group)
+        (first, last), rank = exact.schedule.group_bounds(group), config.token_rank
         wanted = hidden[group].view(63, -1)[positions]
-        outputs = model.head(wanted, True, slice(4 * first, 4 * last)) / ACTIVATION_UNIT
+        outputs = model.head(wanted, True, slice(rank * first, rank * last)) / ACTIVATION_UNIT
         difference = np.abs(head.transpose(1, 0, 2).reshape(len(positions), -1).astype(float) - 128 - outputs.numpy())
         assert difference.mean() < 0.6  # half a unit is lost in rounding
-        expected = model.logits(group, wanted, level, simulate=True).softmax(2)
-        found = torch.from_numpy(exact.frequencies(head, level, first)).double() / (1 << 16)
-        extra_bits = (expected * (expected.log2() - found.log2())).sum(2).mean()
-        assert abs(extra_bits) < 0.003
+        extra_bits = []
+        for block in model.group_blocks(group, level):
+            if block.size == 1:
+                continue
+            # Every token of the block's alphabets, in turn.
+            asked = torch.zeros(block.size, last - first, dtype=torch.int64)
+            asked[:, block.first - first : block.last - first] = torch.arange(block.size)[:, None]
+            lengths = [
+                model.token_bits(
+                    group, row.expand(block.size, -1), asked, torch.full((block.size,), level), simulate=True
+                )
+                for row in wanted
+            ]
+            expected = torch.stack(lengths)[:, :, block.first - first : block.last - first].permute(2, 0, 1).double()
+            own = np.ascontiguousarray(head[block.first - first : block.last - first])
+            found = torch.from_numpy(exact.frequencies(own, level, block.first)).double() / (1 << 16)
+            assert found.shape == expected.shape
+            extra_bits.append((torch.exp2(-expected) * (-expected - found.log2())).sum(2).mean())
+        assert all(abs(extra) < 0.003 for extra in extra_bits)
 
 
-@pytest.mark.parametrize("level", [0, 4])
+@pytest.mark.parametrize("is_ragged", [False, True])
+def test_static_frequencies_are_those_of_the_priors(is_ragged: bool, tmp_path: Path) -> None:
+    tokenizer = make_ragged_tokenizer() if is_ragged else make_tiny_tokenizer()
+    config = RAGGED_ENTROPY if is_ragged else TINY_ENTROPY
+    model = EntropyModel.for_quantizer(config, tokenizer.quantizer).requires_grad_(False)
+    exact, bits = exact_model(tmp_path, model, tokenizer), tokenizer.quantizer.prior_bits().detach()
+    for level in range(model.num_levels):
+        for block in tokenizer.quantizer.blocks(level):
+            found = exact.static_frequencies(level, block.first, block.last - block.first) / (1 << 16)
+            expected = torch.exp2(-bits[block.codewords]).view(found.shape).numpy()
+            assert np.allclose(found, expected, rtol=0.02, atol=2e-5 * block.size)  # none is below 1
+
+
+@pytest.mark.parametrize("level", [0, 4, 5])
 def test_payload_is_as_long_as_the_float_model_says(trainable: EntropyModel, level: int, tmp_path: Path) -> None:
-    photo = torch.from_numpy(synthetic_photo(256, 320)).permute(2, 0, 1)[None].float() / 255
-    tokens = make_tiny_tokenizer().requires_grad_(False).encode(photo, 0.5)
-    writer = TokenWriter()
-    code_tokens(exact_model(tmp_path, trainable), writer, 16, 20, level, GivenTokens(tokens[0].numpy()))
+    """Whole groups say nothing at the coarsest level."""
+    tokenizer = make_tiny_tokenizer().requires_grad_(False)
+    w, index = math.exp(tokenizer.quantizer.level_log_w[level]), torch.tensor([level])
+    photo = torch.from_numpy(synthetic_photo(512, 640)).permute(2, 0, 1)[None].float() / 255
+    tokens = tokenizer.quantizer.assign(tokenizer.analysis(photo), w, index)
+    exact, writer = exact_model(tmp_path, trainable, tokenizer), TokenWriter()
+    is_silent = (exact.alphabets.sizes[level, exact.schedule.group_bounds(1)[0] :] == 1).all()
+    assert len(exact.steps(level)) == (5 if is_silent else 7)
+    assert is_silent or level < 5
+    code_tokens(exact, writer, 32, 40, level, GivenTokens(tokens[0].numpy()))
     coded = 8 * len(writer.finish())
     for simulate in (False, True):
-        estimated = float(trainable.schedule_bits(tokens, torch.tensor([level]), simulate=simulate).sum())
+        estimated = float(trainable.schedule_bits(tokens, index, simulate=simulate).sum())
         assert abs(coded - estimated) < 0.01 * estimated + 64
 
 
 def test_exported_integers_are_within_bounds() -> None:
     model = make_tiny_entropy_model(make_tiny_tokenizer()).requires_grad_(False)
     model.get_parameter("embed.0.bias")[0] = 1e9  # a trained model may hold anything
-    model.token_bias[0, 0, 0] = -1e9
+    model.token_bias[0] = -1e9
     tensors = export_entropy(model)
     named = {f"entropy.{name}": tensor for name, tensor in tensors.items()}
-    check_entropy_weights(named, model.config, model.runs, model.num_codewords)
+    check_entropy_weights(named, model.config, model.alphabets)
     assert tensors["score_table"][-1] == 0
     assert tensors["logit_table"][-1] == 0
     assert (np.diff(tensors["logit_table"]) <= 0).all()

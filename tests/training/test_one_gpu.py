@@ -47,7 +47,7 @@ def recipes(tmp_path: Path) -> Path:
             recipe |= {
                 "model": TINY_TOKENIZER.as_dict(),
                 "start_from": None,
-                "codebooks": {"crops": 8, "iterations": 2},
+                "codebooks": {"crops": 8},
             }
         elif path.stem == "entropy":
             recipe["model"] = TINY_ENTROPY.as_dict()

@@ -12,20 +12,18 @@ from pqmim.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER_CHANGES = [
+    "start_from=null",
     "model.autoencoder.latent_channels=48",
     "model.autoencoder.channels=[8,16,16]",
     "model.autoencoder.blocks=[1,1,1]",
-    "model.quantizer.num_subquantizers=8",
-    "model.quantizer.num_codewords=32",
+    "model.quantizer.num_subquantizers=48",
+    "model.quantizer.num_levels=6",
     "transform.steps=60",
     "codebooks.crops=48",
-    "codebooks.iterations=6",
-    "joint.steps=20",
-    "finetune.steps=20",
 ]
-ENTROPY_CHANGES = ["model.width=64", "model.num_layers=2", "model.token_rank=8", "stage.steps=30", "name=mine"]
+ENTROPY_CHANGES = ["model.width=64", "model.num_layers=2", "model.group_sizes=[6,12,12]", "stage.steps=30", "name=mine"]
 DATA_CHANGES = ["data.crop=128", "data.validation_photos=4"]
-"""The recipes of `small`, small enough for a test."""
+"""The recipes of `photo`, small enough for a test."""
 
 
 def settings(*changes: str) -> list[str]:
@@ -44,7 +42,7 @@ def test_own_photos_to_a_working_model_in_three_commands(tmp_path: Path, monkeyp
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
 
-    recipes = ROOT / "recipes" / "small"
+    recipes = ROOT / "recipes" / "photo"
     data = settings("data.path=photos", *DATA_CHANGES)
     output = settings("run.output=run/tokenizer", *TOKENIZER_CHANGES)
     pqmim("train", "tokenizer", "-c", str(recipes / "tokenizer.yaml"), *data, *output)

@@ -1,5 +1,6 @@
 """Training of decoders: stages, what each term is for, interruptions that leave no trace."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pqmim.training.export import export_decoder
 from pqmim.training.losses import chroma_error, grid_pattern, mean_squared_error, repeated_error
 from pqmim.training.recipes import DecoderTraining
 from pqmim.training.token_source import TokenSource
+from pqmim.training.train_tokenizer import w_of_lambda
 from pqmim.training.training_run import Draws, TrainingRun
 
 
@@ -177,26 +179,78 @@ def test_a_faithful_decoder_needs_no_network_of_features(
 
 
 def test_decoders_that_do_not_fit_are_refused(photos: Path, tokens_file: Path, tmp_path: Path) -> None:
+    m = TINY_TOKENIZER.quantizer.num_subquantizers
     for changes, complaint in (
         ({"channels": (4, 8, 16)}, f"{tokens_file}: start_from: the recipe has fewer channels than this decoder"),
-        ({"terms": {"label_subquantizers": 4}}, "terms.label_subquantizers: 4, but the model has 3 sub-quantizers"),
+        (
+            {"terms": {"label_subquantizers": m + 1}},
+            f"terms.label_subquantizers: {m + 1}, but the model has {m} sub-quantizers",
+        ),
     ):
         with pytest.raises(ConfigError, match=complaint):
             train_decoder.train(decoder_config(photos, tokens_file, tmp_path, **changes), resume="auto")
 
 
-def test_trade_offs_lean_to_the_coarse(photos: Path, tokens_file: Path, tmp_path: Path) -> None:
+def test_trade_offs_lean_to_the_coarse(
+    photos: Path, tokens_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = make_tiny_tokenizer()
     config = decoder_config(photos, tokens_file, tmp_path, rate_emphasis=2.0, nested_share=0.0)
     source = TokenSource(tokenizer, config, TrainingRun.open(config.run, None))
     x = torch.rand(64, 3, 32, 32)
+    asked: list[Tensor] = []
+    send = source.send
+
+    def listen(x: Tensor, w: Tensor, kept: Tensor | None = None) -> Any:
+        asked.append(w)
+        return send(x, w, kept)
+
+    monkeypatch.setattr(source, "send", listen)
     sent = source.draw(x, Draws(0, 0, 64, slice(None), x.device))
-    low, high = tokenizer.quantizer.w_range()
-    middle = source.send(x[:1], torch.tensor([(low * high) ** 0.5])).lam
-    assert 0.65 < (sent.lam < middle).float().mean() < 0.85  # 3/4 of the square root of uniform numbers are above 1/2
+    low, high = tokenizer.quantizer.levels.w_range()
+    assert low <= float(asked[0].min()) < float(asked[0].max()) <= high
+    coarse = (asked[0] > (low * high) ** 0.5).float().mean()
+    assert 0.65 < coarse < 0.85  # 3/4 of the square roots of uniform numbers are above 1/2
+    assert torch.equal(sent.lam, send(x, asked[0]).lam)
     cut = decoder_config(photos, tokens_file, tmp_path, nested_share=1.0)
     sent = TokenSource(tokenizer, cut, source.run).draw(x, Draws(0, 0, 64, slice(None), x.device))
     assert (sent.lam == cut.rate.lambda_min).float().mean() > 0.5
+
+
+def test_of_samples_cut_short_the_leading_tokens_are_sent(photos: Path, tokens_file: Path, tmp_path: Path) -> None:
+    """A share of those that are coded at their level: the rest says nothing anyway."""
+    tokenizer, config = make_tiny_tokenizer(), decoder_config(photos, tokens_file, tmp_path)
+    source, quantizer = TokenSource(tokenizer, config, TrainingRun.open(config.run, None)), tokenizer.quantizer
+    low, high = quantizer.levels.w_range()
+    x, w = torch.rand(5, 3, 32, 32), torch.tensor([low, high, high, low, high])
+    sent = source.send(x, w, torch.tensor([0.5, 0.5, 1.0, 0.01, 0.0]))
+    level = quantizer.level(w)
+    assert level.tolist() == [0, 5, 5, 0, 5]
+    fine, coarse = (quantizer.alphabets.num_coded(each) for each in (0, 5))
+    assert fine > coarse > 2
+    for sample, count in enumerate((math.ceil(fine / 2), math.ceil(coarse / 2), coarse, 1, 0)):
+        one = slice(sample, sample + 1)
+        tokens = quantizer.assign(tokenizer.analysis(x[one]), quantizer.applied_w(w[one], level[one]), level[one])
+        expected = quantizer.default[None, :, None, None].expand(1, -1, 2, 2).clone()
+        channels = quantizer.order[:count]
+        expected[:, channels] = quantizer.dequantize(tokens, level[one])[:, channels]
+        assert torch.allclose(sent.z_q[one], expected, atol=1e-5)
+    whole = source.send(x, w)
+    assert torch.equal(whole.z_q[2], sent.z_q[2])
+    assert not torch.equal(whole.z_q[1], sent.z_q[1])
+    assert torch.equal(whole.lam, sent.lam)
+
+
+def test_lambda_is_that_of_the_trade_off_as_applied(photos: Path, tokens_file: Path, tmp_path: Path) -> None:
+    tokenizer, config = make_tiny_tokenizer(), decoder_config(photos, tokens_file, tmp_path)
+    source, levels = TokenSource(tokenizer, config, TrainingRun.open(config.run, None)), tokenizer.quantizer.levels
+    w = torch.stack([source.trade_off(fraction) for fraction in (0.0, 0.6, 1.0)])
+    assert w[[0, 2]].tolist() == pytest.approx(list(levels.w_range()), rel=1e-5)
+    applied = [levels.applied_w(each, levels.level(each)) for each in w.tolist()]
+    expected = [float(w_of_lambda(each, tokenizer.config.autoencoder.latent_unit)) for each in applied]  # and back
+    assert expected[0] > config.rate.lambda_max > expected[1]  # the finest is beyond what training reaches
+    lam = source.send(torch.rand(3, 3, 32, 32), w).lam
+    assert lam.tolist() == pytest.approx([config.rate.lambda_max, *expected[1:]], rel=1e-4)
 
 
 def test_terms_see_what_they_are_for() -> None:

@@ -1,5 +1,6 @@
 """Training: from a folder of photos to a codec, interruptions that leave no trace, and nothing overwritten."""
 
+import copy
 import csv
 import math
 import os
@@ -16,9 +17,11 @@ import torch
 from pictures import synthetic_photo
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 from training.tiny_networks import TINY_ENTROPY, TINY_TOKENIZER, make_tiny_tokenizer
 
 from pqmim import load_codec
+from pqmim.config import QuantizerConfig
 from pqmim.errors import ConfigError, MissingExtraError, ModelError, OutputError
 from pqmim.model_files import load_model
 from pqmim.training import train_entropy_model, train_tokenizer
@@ -49,9 +52,7 @@ def tokenizer_config(photos: Path, output: Path, **run: Any) -> TokenizerTrainin
             "data": {"path": photos, "crop": 64, "validation_photos": 3},
             "run": {"output": output, "device": "cpu", "bf16": False, **run},
             "transform": {"steps": 6, "learning_rate": 1e-3, **stage},
-            "codebooks": {"crops": 16, "iterations": 4},
-            "joint": {"steps": 4, "learning_rate": 3e-4, **stage},
-            "finetune": {"steps": 5, "learning_rate": 3e-4, **stage},
+            "codebooks": {"crops": 16},
         }
     )
 
@@ -121,76 +122,94 @@ def test_what_a_model_says_of_its_making(model_file: Path) -> None:
     assert str(model_file.parent) not in str(facts)  # no paths of the maker's machine
 
 
-def test_logs_and_pictures(tokenizer_file: Path, model_file: Path) -> None:
+def test_logs(tokenizer_file: Path, model_file: Path) -> None:
     for run, stage, names in (
         (tokenizer_file.parent, "transform", {"loss", "bpp", "mse", "gradient_norm", "validation/psnr@4"}),
-        (tokenizer_file.parent, "joint", {"loss", "bpp", "mse", "gradient_norm"}),
-        (tokenizer_file.parent, "finetune", {"loss", "mse", "gradient_norm"}),
-        (tokenizer_file.parent, "codebooks", {"bits", "most_bits", "least_bits"}),
         (model_file.parent, "entropy", {"loss", "gradient_norm"}),
     ):
         assert names <= {name for found, _, name, _ in logged(run) if found == stage}, stage
-    sheets = list((tokenizer_file.parent / "samples").glob("*.png"))
-    assert sheets
-    with Image.open(sheets[0]) as sheet:
-        assert sheet.size[1] == 2 * 64
 
 
-def test_what_each_stage_changes(photos: Path, tmp_path: Path) -> None:
-    """The joint stage moves everything, fine-tuning the synthesis alone: tokens stay what the entropy model learns."""
-    tokenizers = {}
-    for name, joint, finetune in (("codebooks", 0, 0), ("joint", 3, 0), ("finetune", 0, 3)):
-        config = tokenizer_config(photos, tmp_path / name)
-        steps = {"joint": joint, "finetune": finetune}
-        stages = {stage: getattr(config, stage).model_copy(update={"steps": n}) for stage, n in steps.items()}
-        tokenizers[name] = load_file(train_tokenizer.train(config.model_copy(update=stages)))
+def test_what_each_stage_makes(tokenizer_file: Path) -> None:
+    """The first one trains the transforms, which stay as they are while codebooks are fitted to their latents."""
+    before, after = load_file(tokenizer_file.with_name(train_tokenizer.TRANSFORMS)), load_file(tokenizer_file)
+    start = Tokenizer(TINY_TOKENIZER).state_dict()
+    transforms = {name for name in before if name.startswith(("analysis.", "synthesis."))}
+    assert all(torch.equal(before[name], after[name]) for name in transforms)
+    assert sum(not torch.equal(before[name], start[name].half()) for name in transforms) > len(transforms) / 2
+    assert (before["quantizer.sizes"] == 1).all()
+    tokenizer, facts = load_tokenizer(tokenizer_file)
+    quantizer = tokenizer.quantizer
+    assert quantizer.sizes[0, 0] > quantizer.sizes[-1, 0] > 1
+    coarsest = train_tokenizer.w_of_lambda(0.0004, TINY_TOKENIZER.autoencoder.latent_unit)
+    assert quantizer.level_log_w[[0, -1]].exp().tolist() == pytest.approx([0.2, coarsest], rel=2e-3)
+    assert {name.partition("@")[0] for name in facts["validation"]} == {"bpp", "psnr"}
 
-    def changed(name: str) -> set[str]:
-        before = tokenizers["codebooks"]
-        return {key for key, tensor in tokenizers[name].items() if not torch.equal(tensor, before[key])}
 
-    parts = ("analysis.", "synthesis.", "quantizer.codebook", "quantizer.prior_logits")
-    assert all(any(part in key for key in changed("joint")) for part in parts)
-    assert changed("finetune")
-    assert all(key.startswith("synthesis.") for key in changed("finetune"))
+def test_coarse_steps_can_be_drawn_more_often(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: dict[float, list[Tensor]] = {1.0: [], 4.0: []}
+    forward = train_tokenizer.TransformStage.forward
+    for emphasis, drawn in steps.items():
+
+        def listen(stage: Any, x: Tensor, step: Tensor, *rest: Any, drawn: list[Tensor] = drawn) -> Any:
+            if rest[0] is not None:  # in training
+                drawn.append(step.flatten())
+            return forward(stage, x, step, *rest)
+
+        monkeypatch.setattr(train_tokenizer.TransformStage, "forward", listen)
+        config = tokenizer_config(photos, tmp_path / str(emphasis))
+        config = with_stages(config.model_copy(update={"rate_emphasis": emphasis}), batch_size=32)
+        train_tokenizer.train(config)
+    evenly, coarsely = (torch.cat(drawn).log() for drawn in steps.values())
+    assert len(evenly) == len(coarsely) == 6 * 32
+    unit = TINY_TOKENIZER.autoencoder.latent_unit
+    finest, coarsest = (math.log(train_tokenizer.step_of_lambda(lam, unit)) for lam in (0.018, 0.0004))
+    for drawn, mean in ((evenly, 1 / 2), (coarsely, 4 / 5)):
+        places = (drawn - finest) / (coarsest - finest)
+        assert places.min() >= 0
+        assert places.max() <= 1.0001
+        assert float(places.mean()) == pytest.approx(mean, abs=0.06)
+
+
+def without_steps(config: Any) -> Any:
+    return with_stages(config, steps=0)
 
 
 def test_training_on_from_an_earlier_run(photos: Path, tokenizer_file: Path, model_file: Path, tmp_path: Path) -> None:
-    def without(config: Any, *stages: str) -> Any:
-        return config.model_copy(
-            update={stage: getattr(config, stage).model_copy(update={"steps": 0}) for stage in stages}
-        )
-
-    config = without(tokenizer_config(photos, tmp_path / "tokenizer"), "transform", "joint", "finetune")
+    config = without_steps(tokenizer_config(photos, tmp_path / "tokenizer"))
     trained_on = train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file}))
     (earlier, _), (later, facts) = load_tokenizer(tokenizer_file), load_tokenizer(trained_on)
     for network in ("analysis", "synthesis"):
         before, after = getattr(earlier, network).state_dict(), getattr(later, network).state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
+    # Its codebooks are fitted anew, to the latents of the transforms as they were stored.
     assert torch.equal(later.quantizer.order, earlier.quantizer.order)
-    used = later.quantizer.prior_bits()[0] < 6  # codewords that are never used may be restarted elsewhere
-    distances = (later.quantizer.codebook[0] - earlier.quantizer.codebook[0]).abs()
-    spread = earlier.quantizer.codebook[0].std(0)
-    moved = torch.stack([(distances[:, run] / spread[run]).amax(1) for run in earlier.quantizer.runs()])
-    assert used.sum() > 20
-    assert 0 < moved[used].median() < 0.3
+    assert torch.equal(later.quantizer.sizes, earlier.quantizer.sizes)
+    moved = (later.quantizer.codebook - earlier.quantizer.codebook).square().mean()
+    assert 0 < moved < 1e-3 * earlier.quantizer.codebook.square().mean()
     assert str(tokenizer_file.parent) not in str(facts)
 
-    config = without(entropy_config(photos, trained_on, tmp_path / "entropy"), "stage")
+    config = without_steps(entropy_config(photos, trained_on, tmp_path / "entropy"))
     earlier_weights = model_file.with_name(train_entropy_model.FLOAT_MODEL)
     model = EntropyModel.for_quantizer(config.model, later.quantizer)
+    constants = {name: model.state_dict()[name].clone() for name in ("token_values", "prior", "level_bits")}
     train_entropy_model.take_over_weights(model, earlier_weights)
     learned = torch.load(earlier_weights, weights_only=True)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, learned[name]) == (name not in ("token_values", "first_prior")), name
+        assert torch.equal(tensor, constants[name] if name in constants else learned[name]), name
+    assert not torch.equal(constants["prior"], learned["prior"])
     assert train_entropy_model.train(config.model_copy(update={"start_from": earlier_weights})).exists()
 
-    strange = make_tiny_tokenizer(seed=9).quantizer
-    model = EntropyModel.for_quantizer(config.model, strange)
-    factors = model.token_factors.clone()
-    train_entropy_model.take_over_weights(model, earlier_weights)
-    assert torch.equal(model.token_factors, factors)  # other codewords: theirs stay
-    assert torch.equal(model.head.bias, learned["head.bias"])
+    for alike in (False, True):  # other codewords: theirs stay, be they as many or not
+        strange = copy.deepcopy(later.quantizer) if alike else make_tiny_tokenizer(seed=9).quantizer
+        if alike:
+            strange.codebook.data.neg_()
+        model = EntropyModel.for_quantizer(config.model, strange)
+        assert (model.token_bias.shape == learned["token_bias"].shape) == alike
+        factors = model.token_factors.clone()
+        train_entropy_model.take_over_weights(model, earlier_weights)
+        assert torch.equal(model.token_factors, factors)
+        assert torch.equal(model.head.bias, learned["head.bias"])
 
 
 def test_density_is_fitted_to_transforms_that_were_taken_over(photos: Path, tmp_path: Path) -> None:
@@ -212,27 +231,18 @@ def test_a_larger_model_begins_as_the_same_function(
 ) -> None:
     config = tokenizer_config(photos, tmp_path / "tokenizer")
     larger = replace(config.model.autoencoder, synthesis_channels=(12, 24, 20), synthesis_blocks=(2, 1, 3))
-    none = config.transform.model_copy(update={"steps": 0})
-    changes = {
-        "model": replace(config.model, autoencoder=larger),
-        "start_from": tokenizer_file,
-        "codebooks": config.codebooks.model_copy(update={"iterations": 0}),
-        "transform": none,
-        "joint": none,
-    }
-    grown_file = train_tokenizer.train(config.model_copy(update={**changes, "finetune": none}))
+    config = config.model_copy(
+        update={"model": replace(config.model, autoencoder=larger), "start_from": tokenizer_file}
+    )
+    grown_file = train_tokenizer.train(without_steps(config))
     (earlier, _), (grown, _) = load_tokenizer(tokenizer_file), load_tokenizer(grown_file)
     x = torch.rand(1, 3, 64, 80)
-    tokens = earlier.encode(x, 1.0)
-    assert torch.equal(grown.encode(x, 1.0), tokens)
-    level = earlier.quantizer.level(1.0)[None]
-    assert torch.allclose(grown.decode(tokens, level), earlier.decode(tokens, level), atol=1e-5)
+    z = earlier.analysis(x)
+    assert torch.allclose(grown.analysis(x), z, atol=1e-4)
+    assert torch.allclose(grown.synthesis(z), earlier.synthesis(z), atol=1e-5)
 
-    config = config.model_copy(
-        update={**changes, "run": config.run.model_copy(update={"output": tmp_path / "trained"})}
-    )
+    config = config.model_copy(update={"run": config.run.model_copy(update={"output": tmp_path / "trained"})})
     trained, _ = load_tokenizer(train_tokenizer.train(config))
-    assert torch.equal(trained.encode(x, 1.0), tokens)
     before, after = grown.synthesis.state_dict(), trained.synthesis.state_dict()
     for name, tensor in before.items():
         still = (tensor == 0) & (after[name] == 0)
@@ -243,8 +253,9 @@ def test_a_larger_model_begins_as_the_same_function(
     small = EntropyModel.for_quantizer(config.model, earlier.quantizer)
     train_entropy_model.take_over_weights(small, float_weights)
     deeper = replace(config.model, num_layers=config.model.num_layers + 2 * config.model.attention_every)
-    model = EntropyModel.for_quantizer(deeper, grown.quantizer)
+    model = EntropyModel.for_quantizer(deeper, earlier.quantizer)
     train_entropy_model.take_over_weights(model, float_weights)
+    tokens, level = earlier.encode(x, 1.0), torch.tensor([earlier.quantizer.levels.level(1.0)])
     orders = Orders.of_known(model.schedule, torch.rand(tokens.shape) < 0.5)
     for larger_one, smaller_one in zip(*(m.hidden(tokens, level, orders) for m in (model, small)), strict=True):
         assert torch.equal(larger_one, smaller_one)
@@ -267,24 +278,18 @@ def test_training_on_needs_sizes_that_fit(
     other = replace(config.model, autoencoder=replace(config.model.autoencoder, **sizes))
     with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: .* {complaint} than this tokenizer"):
         train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
-    quantizer = replace(config.model.quantizer, num_codewords=5)
-    other = replace(config.model, quantizer=quantizer)
-    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: the quantizer"):
-        train_tokenizer.train(config.model_copy(update={"start_from": tokenizer_file, "model": other}))
 
 
 def test_a_larger_latent_gets_codebooks_of_its_own(photos: Path, tokenizer_file: Path, tmp_path: Path) -> None:
-    config = tokenizer_config(photos, tmp_path / "run")
-    larger = replace(config.model, autoencoder=replace(config.model.autoencoder, latent_channels=16))
-    none = config.transform.model_copy(update={"steps": 0})
-    changes = {"start_from": tokenizer_file, "model": larger, "transform": none, "joint": none, "finetune": none}
-    kept = config.codebooks.model_copy(update={"iterations": 0})
-    with pytest.raises(ConfigError, match=f"{tokenizer_file}: start_from: new codebooks need codebooks"):
-        train_tokenizer.train(config.model_copy(update={**changes, "codebooks": kept}))
-    grown, _ = load_tokenizer(train_tokenizer.train(config.model_copy(update=changes), resume="auto"))
+    config = without_steps(tokenizer_config(photos, tmp_path / "run"))
+    autoencoder = replace(config.model.autoencoder, latent_channels=16)
+    larger = replace(config.model, autoencoder=autoencoder, quantizer=QuantizerConfig(num_subquantizers=14))
+    config = config.model_copy(update={"start_from": tokenizer_file, "model": larger})
+    grown, _ = load_tokenizer(train_tokenizer.train(config))
     (earlier, _), x = load_tokenizer(tokenizer_file), torch.rand(1, 3, 64, 80)
     assert grown.quantizer.num_channels == 16
-    assert (grown.quantizer.order >= 12).any()  # the new channels are coded
+    coded = grown.quantizer.order[: grown.quantizer.alphabets.num_coded(0)]
+    assert (coded >= 12).any()  # new channels are coded
     assert torch.allclose(grown.analysis(x)[:, :12], earlier.analysis(x), atol=1e-3)
 
 
@@ -292,12 +297,9 @@ def test_the_first_stage_alone_can_be_trained_on(photos: Path, tokenizer_file: P
     transforms = tokenizer_file.with_name(train_tokenizer.TRANSFORMS)
     first, _ = load_tokenizer(transforms)
     assert not first.quantizer.codebook.any()
-    finished, _ = load_tokenizer(tokenizer_file)
-    assert not torch.equal(first.synthesis.linear, finished.synthesis.linear)  # the last stage trains it on
-    config = tokenizer_config(photos, tmp_path / "on")
-    quantizer = replace(config.model.quantizer, num_subquantizers=4)  # any: there are no codebooks to fit
+    config = without_steps(tokenizer_config(photos, tmp_path / "on"))
+    quantizer = replace(config.model.quantizer, num_subquantizers=4)  # any: there are no codebooks yet
     update = {"start_from": transforms, "model": replace(config.model, quantizer=quantizer)}
-    update["transform"] = update["joint"] = update["finetune"] = config.transform.model_copy(update={"steps": 0})
     trained, _ = load_tokenizer(train_tokenizer.train(config.model_copy(update=update)))
     assert torch.equal(trained.analysis.linear, first.analysis.linear)
     assert trained.quantizer.codebook.any()
@@ -423,8 +425,7 @@ def test_networks_are_compiled_if_asked_for(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
     train_tokenizer.train(tokenizer_config(photos, tmp_path / "tokenizer", compile=True))
     train_entropy_model.train(entropy_config(photos, tokenizer_file, tmp_path / "entropy", compile=True))
-    tokenizer = ["TransformStage", "Analysis", "Synthesis", "Analysis", "Synthesis"]  # three stages
-    assert compiled == [*tokenizer, *["TransformerLayer"] * 4]
+    assert compiled == ["TransformStage", *["TransformerLayer"] * 4]
 
 
 def test_a_launcher_needs_accelerate(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +454,7 @@ def test_training_on_a_stream_can_be_interrupted(tmp_path: Path) -> None:
         config = tokenizer_config(shards, tmp_path / name, max_minutes=limit)
         stream = {"stream": True, "stream_lanes": 2, "stream_readers": 0, "shuffle_buffer": 2}
         config = config.model_copy(update={"data": config.data.model_copy(update=stream)})
-        assert until_done(train_tokenizer.train, config) == (0 if limit is None else 15)
+        assert until_done(train_tokenizer.train, config) == (0 if limit is None else 6)
         runs[name] = logged(tmp_path / name)
     assert runs["whole"] == runs["resumed"]
 
@@ -486,7 +487,7 @@ def test_draws_do_not_depend_on_who_draws() -> None:
 
 def test_trade_offs_are_drawn_over_all_that_the_levels_serve() -> None:
     quantizer = make_tiny_tokenizer().quantizer
-    low, high = quantizer.w_range()
+    low, high = quantizer.levels.w_range()
     w = train_tokenizer.draw_w(quantizer, Draws(1, 0, 4000, ALL, torch.device("cpu")))
     quantiles = w.log().quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
     assert torch.allclose(quantiles, torch.linspace(math.log(low), math.log(high), 5), atol=0.15)

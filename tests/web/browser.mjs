@@ -2,8 +2,9 @@
 //
 //     node tests/web/browser.mjs CHROMIUM FOLDER
 //
-// FOLDER holds .pqm files, of which each is decoded to NAME.rgba, and models.json: further models by name. Nothing but
-// localhost is asked for anything. The outcome is FOLDER/outcome.json: by scenario, what it returned or {failure}.
+// FOLDER holds .pqm files, of which each is decoded to NAME.rgba, and models.json: further models by name; "own" is that
+// of the files own-*.pqm. Nothing but localhost is asked for anything. The outcome is FOLDER/outcome.json: by scenario,
+// what it returned or {failure}.
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -16,8 +17,9 @@ const INSECURE = "insecure.test";
 const WEB = fileURLToPath(new URL("../../web/", import.meta.url));
 const { chromium } = createRequire(join(WEB, "package.json"))("playwright-core");
 const [executablePath, folder] = process.argv.slice(2);
-const models = JSON.parse(readFileSync(join(folder, "models.json"), "utf8"));
-const names = readdirSync(folder).filter((name) => name.endsWith(".pqm"));
+const { own, ...models } = JSON.parse(readFileSync(join(folder, "models.json"), "utf8"));
+const files = readdirSync(folder).filter((name) => name.endsWith(".pqm"));
+const names = files.filter((name) => !name.startsWith("own-"));
 
 const folders = { "/files/": folder, "/": WEB };
 const plain = await serve(folders);
@@ -80,9 +82,19 @@ function decodeIn(page, name, { module = "/dist/index.js", settings = {}, option
   );
 }
 
-/** The pixels of the last picture, as base64. */
-function pixelsIn(page) {
-  return page.evaluate(async () => {
+/** Decode files to NAME.rgba: by name, what `decodeIn` returns. */
+async function decodeAll(page, names, settings = {}) {
+  const outcome = {};
+  for (const name of names) {
+    outcome[name] = await decodeIn(page, name, { settings });
+    if (outcome[name].error === undefined) writeFileSync(join(folder, `${name}.rgba`), await pixelsIn(page));
+  }
+  return outcome;
+}
+
+/** The pixels of the last picture. */
+async function pixelsIn(page) {
+  const base64 = await page.evaluate(async () => {
     const url = await new Promise((resolve) => {
       const reader = new FileReader();
       reader.onload = () => resolve(reader.result);
@@ -90,19 +102,17 @@ function pixelsIn(page) {
     });
     return url.slice(url.indexOf(",") + 1);
   });
+  return Buffer.from(base64, "base64");
 }
 
 const scenarios = {
   async files() {
-    const page = await openPage(plain.origin);
-    const outcome = {};
-    for (const name of names) {
-      outcome[name] = await decodeIn(page, name);
-      if (outcome[name].error === undefined) {
-        writeFileSync(join(folder, `${name}.rgba`), Buffer.from(await pixelsIn(page), "base64"));
-      }
-    }
-    return outcome;
+    return decodeAll(await openPage(plain.origin), names);
+  },
+
+  async ownModel() {
+    const ownFiles = files.filter((name) => name.startsWith("own-"));
+    return decodeAll(await openPage(plain.origin), ownFiles, { models: [own] });
   },
 
   async weightsAreFetchedOnce() {
@@ -181,7 +191,7 @@ const scenarios = {
       const page = await openPage(plain.origin);
       outcome[decoder] = await decodeIn(page, "fast-odd.pqm", { settings: { decoder } });
       if (outcome[decoder].error === undefined) {
-        writeFileSync(join(folder, `${decoder}.rgba`), Buffer.from(await pixelsIn(page), "base64"));
+        writeFileSync(join(folder, `${decoder}.rgba`), await pixelsIn(page));
       }
     }
     return outcome;

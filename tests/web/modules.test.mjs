@@ -1,16 +1,17 @@
-// Container, range decoder, schedule, plan and scaling, against what the Python package says of the same inputs:
+// Container, range decoder, schedule, alphabets, plan and scaling, against what the Python package says of the same inputs:
 // the file that PQMIM_CASES names, which tests/web/web_cases.py writes.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
+import { Alphabets } from "../../web/dist/alphabets.js";
 import { crc16, crc32 } from "../../web/dist/checksums.js";
 import { parseContainer } from "../../web/dist/container.js";
 import { gather, gridPlan } from "../../web/dist/gridPlan.js";
 import { readHeader, tokenHash } from "../../web/dist/index.js";
 import { PrefixReader, TokenReader } from "../../web/dist/rangeDecoder.js";
 import { resize } from "../../web/dist/resize.js";
-import { positionsOf, scheduleOf } from "../../web/dist/schedule.js";
+import { groupBounds, positionsOf, scheduleOf } from "../../web/dist/schedule.js";
 
 const cases = JSON.parse(readFileSync(process.env.PQMIM_CASES, "utf8"));
 const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
@@ -86,12 +87,50 @@ function readAll(source, frequencies, numCodewords, steps) {
 }
 
 test("schedules and positions", () => {
-  for (const { numSubquantizers, groupSteps, height, width, steps } of cases.schedules) {
-    const got = scheduleOf(numSubquantizers, groupSteps).map((step) => ({
+  for (const { numSubquantizers, groupSteps, groupSizes, height, width, steps } of cases.schedules) {
+    const groups = groupBounds(numSubquantizers, groupSteps.length, groupSizes);
+    const got = scheduleOf(groups, groupSteps).map((step) => ({
       ...step,
       positions: Array.from(positionsOf(step, height, width)),
     }));
     assert.deepEqual(got, steps);
+  }
+});
+
+test("alphabets", () => {
+  for (const { sizes, channels, levels } of cases.alphabets) {
+    const alphabets = new Alphabets(sizes, channels);
+    assert.equal(alphabets.numLevels, levels.length);
+    assert.equal(alphabets.numSubquantizers, channels.length);
+    const all = channels.map((_, m) => m);
+    levels.forEach(({ starts, valueStarts, numCoded, end, runs }, level) => {
+      assert.deepEqual(all.map((m) => alphabets.start(level, m)), starts);
+      assert.deepEqual(all.map((m) => alphabets.valueStart(level, m)), valueStarts);
+      assert.equal(alphabets.numCoded(level), numCoded);
+      assert.equal(alphabets.end(level), end);
+      const got = alphabets.runs(level, 0, channels.length);
+      assert.deepEqual(got.map(({ first, last, size }) => [size, last - first]), runs);
+      assert.deepEqual(got.map(({ first }) => first), [0, ...got.slice(0, -1).map(({ last }) => last)]);
+    });
+  }
+});
+
+test("blocks are all tokens of a step but silent ones, in order", () => {
+  for (const { sizes, channels, levels } of cases.alphabets) {
+    const alphabets = new Alphabets(sizes, channels);
+    for (const [level, count] of levels.flatMap((_, level) => [1, 700, 5000].map((count) => [level, count]))) {
+      const got = [];
+      for (const { first, last, size, begin, end } of alphabets.blocks(level, 0, channels.length, count)) {
+        assert.ok((last - first) * (end - begin) <= 2048);
+        for (let m = first; m < last; m++) {
+          assert.equal(size, alphabets.size(level, m));
+          for (let place = begin; place < end; place++) got.push(m * count + place);
+        }
+      }
+      const coded = channels.map((_, m) => m).filter((m) => alphabets.size(level, m) > 1);
+      const wanted = coded.flatMap((m) => Array.from({ length: count }, (_, place) => m * count + place));
+      assert.deepEqual(got, wanted);
+    }
   }
 });
 

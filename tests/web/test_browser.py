@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
-import struct
 import subprocess
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pictures import synthetic_photo
-from PIL import Image
+from browser_files import OWN_NAMES, bad_files, made_files, other_models, own_files, own_model
 
-from pqmim import bitstream, load_codec
+from pqmim import load_codec
 from pqmim.codec import Codec
 from pqmim.errors import PqmimError
-from pqmim.image_io import encode_alpha
-from pqmim.model_files import MODEL_FORMAT, find_model, read_metadata, shipped_model_of
-from pqmim.options import EncodeOptions
+from pqmim.model_files import shipped_model_of
 from pqmim.selftest import GOLDEN, read_golden
 
 HERE = Path(__file__).parent
@@ -84,151 +76,28 @@ class Run:
 
     def pixels(self, name: str) -> np.ndarray:
         """(H, W, 4) of a file."""
-        facts = self.outcome("files")[name]
+        facts = self.outcome("ownModel" if name in OWN_NAMES else "files")[name]
         data = np.fromfile(self.folder / f"{name}.rgba", np.uint8)
         return data.reshape(facts["height"], facts["width"], 4)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, node: str, built: Path, chromium: str) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, node: str, built: Path, chromium: str, tiny_model: Path) -> Run:
     folder = tmp_path_factory.mktemp("browser")
     codecs = {name: load_codec(decoder=name, device="cpu", threads=1) for name in ("fast", "fine")}
+    codecs["own"] = load_codec(tiny_model, "fast", device="cpu", threads=1)
     for name in GOLDEN_NAMES:
         (folder / name).write_bytes((GOLDEN / name).read_bytes())
     files = made_files(codecs["fast"])
-    files |= bad_files(files)
+    files |= bad_files(files) | own_files(codecs["own"])
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    (folder / "models.json").write_text(json.dumps(other_models(built / "weights" / "photo.pqmw", folder)))
+    models = other_models(built / "weights" / "photo.pqmw", folder) | {"own": own_model(tiny_model, folder)}
+    (folder / "models.json").write_text(json.dumps(models))
     command = [node, str(HERE / "browser.mjs"), chromium, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     return Run(folder, json.loads((folder / "outcome.json").read_text()), codecs)
-
-
-def made_files(codec: Codec) -> dict[str, bytes]:
-    """Good files of the kinds that are not among the golden ones, and those among which they are looked for."""
-    photo = synthetic_photo(45, 70)
-    rng = np.random.default_rng(1)
-    constant = np.full((45, 70), 77, np.uint8)
-    noise = rng.integers(0, 256, (45, 70), np.uint8)  # every value, 0 included
-    smooth = np.tile(np.linspace(0, 255, 70).astype(np.uint8), (45, 1))
-    png, webp = picture_file(noise, "PNG"), picture_file(smooth, "WEBP")
-    assert encode_alpha(noise)[:4] in (b"\x89PNG", b"RIFF")
-
-    def encoded(pixels: np.ndarray, quality: float = 40, **options: Any) -> bytes:
-        return codec.encode(pixels, quality=quality, options=EncodeOptions(effort=1, **options))
-
-    with_alpha = encoded(np.dstack((photo, noise)), 80)
-    fine = encoded(photo, 100)
-    complete = bitstream.parse(fine)
-    return {
-        "alpha-byte.pqm": encoded(np.dstack((photo, constant))),
-        "alpha-png.pqm": with_other_alpha(with_alpha, png),
-        "alpha-webp.pqm": with_other_alpha(with_alpha, webp),
-        "alpha-partial.pqm": bitstream.truncate(with_other_alpha(with_alpha, webp), 60 + len(webp)),
-        "scale-2.pqm": encoded(photo, scale=2),
-        "scale-8.pqm": encoded(photo, scale=8),
-        "mini-partial.pqm": bitstream.truncate(encoded(photo, 60), 90),
-        "nothing-sent.pqm": bitstream.truncate(encoded(photo, 60), bitstream.smallest_size(encoded(photo, 60))),
-        "all-sent.pqm": bitstream.pack(replace(complete, is_partial=True, token_check=None)),
-        "two-tiles.pqm": encoded(np.tile(photo, (1, 12, 1))),
-    }
-
-
-def bad_files(made: dict[str, bytes]) -> dict[str, bytes]:
-    """Files that are refused, by name."""
-    good = (GOLDEN / "fast-photo.pqm").read_bytes()
-    photo, alpha = bitstream.parse(good), made["alpha-png.pqm"]
-    assert photo.token_check is not None
-    png, webp = bitstream.parse(alpha).alpha, bitstream.parse(made["alpha-webp.pqm"]).alpha
-    assert png is not None
-    assert webp is not None
-    jpeg = picture_file(np.zeros((45, 70), np.uint8), "JPEG")
-    small = picture_file(np.zeros((4, 7), np.uint8), "PNG")
-    changed = bytearray(photo.payload)
-    changed[1000] ^= 4
-    return {
-        "damaged.pqm": good[:1000] + bytes([good[1000] ^ 1]) + good[1001:],
-        "another-model.pqm": bitstream.pack(replace(photo, model_id=bytes.fromhex("c0ffee01"))),
-        "empty.pqm": b"",
-        "no-pqm.pqm": b"GIF89a",
-        "version.pqm": good[:4] + b"\x40" + good[5:],
-        "earlier.pqm": good[:4] + b"\x20" + good[5:],
-        "earlier-mini.pqm": b"\x8dp\x10" + bytes(20),
-        "cut-by-accident.pqm": good[:-7],
-        "no-such-level.pqm": bitstream.pack(replace(photo, level=63)),
-        "huge.pqm": bitstream.pack(replace(photo, width=1 << 21, height=1 << 21)),
-        "other-payload.pqm": bitstream.pack(replace(photo, payload=bytes(changed))),
-        "longer-payload.pqm": bitstream.pack(replace(photo, payload=photo.payload + b"\x01")),
-        "token-check.pqm": bitstream.pack(replace(photo, token_check=photo.token_check ^ 1)),
-        "alpha-noise.pqm": with_other_alpha(alpha, b"not a picture"),
-        "alpha-size.pqm": with_other_alpha(alpha, small),
-        "alpha-jpeg.pqm": with_other_alpha(alpha, jpeg),
-        "alpha-damaged-png.pqm": with_other_alpha(alpha, png[:60] + bytes(40) + png[100:]),
-        "alpha-damaged-webp.pqm": with_other_alpha(alpha, webp[:25] + b"\xff" * 20 + webp[45:]),
-    }
-
-
-def with_other_alpha(data: bytes, alpha: bytes) -> bytes:
-    return bitstream.pack(replace(bitstream.parse(data), alpha=alpha))
-
-
-def picture_file(grey: np.ndarray, kind: str) -> bytes:
-    file = io.BytesIO()
-    image = Image.fromarray(grey)
-    image = image.convert("RGB") if kind == "WEBP" else image
-    image.save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    return file.getvalue()
-
-
-def other_models(weights: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """Changed forms of the token model by name, as `configure` of web/ wants them."""
-    path = find_model("photo")
-    model_id = read_metadata(path, MODEL_FORMAT)["model_id"]
-
-    def decoder(name: str) -> dict[str, Any]:
-        data = (weights.parent / f"photo-{name}.pqmw").read_bytes()
-        facts = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        return {"name": "fast", "id": name, "url": f"/dist/weights/photo-{name}.pqmw", **facts}
-
-    def source(name: str, data: bytes) -> dict[str, Any]:
-        (folder / f"{name}.pqmw").write_bytes(data)
-        facts = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        source = {"name": name, "id": model_id, "url": f"/files/{name}.pqmw", **facts}
-        return {**source, "decoders": [decoder("fast")]}
-
-    def changed(change: Callable[[dict[str, Any]], None]) -> bytes:
-        content = gzip.decompress(weights.read_bytes())
-        (length,) = struct.unpack("<Q", content[:8])
-        header = json.loads(content[8 : 8 + length])
-        metadata = json.loads(header["__metadata__"]["pqmim"])
-        change(metadata)
-        header["__metadata__"]["pqmim"] = json.dumps(metadata)
-        text = json.dumps(header).encode()
-        return gzip.compress(struct.pack("<Q", len(text)) + text + content[8 + length :], 1)
-
-    def spoil_one_kernel(metadata: dict[str, Any]) -> None:
-        table = metadata["graphs"]["qgemm/project"]
-        for entry in table:
-            entry[0] = entry[0].replace("{layer}", "0")  # every layer gets the weights of the first
-
-    def spoil_answers(metadata: dict[str, Any]) -> None:
-        metadata["answers"]["feed.3"] ^= 1
-
-    def change_id(metadata: dict[str, Any]) -> None:
-        metadata["model_id"] = "00000000"
-
-    whole = weights.read_bytes()
-    return {
-        "one-kernel-is-wrong": source("one-kernel-is-wrong", changed(spoil_one_kernel)),
-        "no-kernel-is-right": source("no-kernel-is-right", changed(spoil_answers)),
-        "another-id": source("another-id", changed(change_id)),
-        "damaged": {**source("damaged", whole), "crc32": 1},
-        "longer": {**source("longer", whole), "bytes": 1000},
-        "missing": {**source("missing", whole), "url": "/files/missing"},
-        "foreign": source("foreign", gzip.compress(b"something else")),
-    }
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -246,6 +115,16 @@ def test_golden_files(run: Run, name: str) -> None:
 def test_other_files(run: Run, name: str) -> None:
     facts = run.outcome("files")[name]
     codec, data = run.codecs["fast"], (run.folder / name).read_bytes()
+    assert facts["tokenHash"] == codec.token_hash(data)
+    assert facts["inventedShare"] == pytest.approx(codec.decode_with_report(data).invented_share, abs=1e-12)
+    assert_same_picture(run, name, codec)
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_files_of_a_model_with_alphabets_of_any_size(run: Run, name: str) -> None:
+    facts = run.outcome("ownModel")[name]
+    codec, data = run.codecs["own"], (run.folder / name).read_bytes()
+    assert (facts["model"], facts["decoder"]) == ("tiny", "fast")
     assert facts["tokenHash"] == codec.token_hash(data)
     assert facts["inventedShare"] == pytest.approx(codec.decode_with_report(data).invented_share, abs=1e-12)
     assert_same_picture(run, name, codec)

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from network_cases import network_cases
 from web_cases import all_cases
 
 from pqmim import __version__
@@ -15,11 +16,22 @@ from pqmim import __version__
 HERE = Path(__file__).parent
 
 
-def test_modules_agree_with_python(node: str, built: Path, tmp_path: Path) -> None:
-    cases = tmp_path / "cases.json"
-    cases.write_text(json.dumps(all_cases()))
-    command = [node, "--test", "--test-reporter=tap", str(HERE / "modules.test.mjs")]
-    environment = {**os.environ, "PQMIM_CASES": str(cases)}
+@pytest.mark.usefixtures("built")
+def test_modules_agree_with_python(node: str, tmp_path: Path) -> None:
+    run_tests(node, "modules.test.mjs", all_cases(), tmp_path)
+
+
+@pytest.mark.usefixtures("built")
+def test_networks_agree_with_python(node: str, tiny_model: Path, tmp_path: Path) -> None:
+    run_tests(node, "networks.test.mjs", network_cases(tiny_model, tmp_path), tmp_path)
+
+
+def run_tests(node: str, name: str, cases: object, folder: Path) -> None:
+    """Run a file of tests of Node.js, which reads the cases."""
+    path = folder / "cases.json"
+    path.write_text(json.dumps(cases))
+    command = [node, "--test", "--test-reporter=tap", str(HERE / name)]
+    environment = {**os.environ, "PQMIM_CASES": str(path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert "# fail 0" in result.stdout

@@ -7,6 +7,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pqmim import bitstream
+from pqmim.alphabets import Alphabets
 from pqmim.bitstream import Container
 from pqmim.errors import PqmimError
 from pqmim.grid_plan import gather, grid_plan
@@ -38,6 +40,12 @@ def all_cases() -> dict[str, list[Case]]:
             schedule(80, (5, 2, 1), 9, 7),
             schedule(7, (3, 1), 1, 1),
             schedule(5, (4,), 2, 30),
+            schedule(12, (5, 2, 1), 6, 5, group_sizes=(2, 7)),
+            schedule(3, (1, 5), 3, 3, group_sizes=(1,)),
+        ],
+        "alphabets": [
+            alphabets_case([[9, 9, 9, 4, 1, 1, 7], [5, 1, 1, 1, 1, 2, 1], [1] * 7], [1, 1, 3, 3, 1, 2, 1]),
+            alphabets_case([[511], [2]], [4]),
         ],
         "plans": [plan(5, 9, 4), plan(1, 1, 8), plan(17, 3, 8)],
         "scalings": list(scalings(rng)),
@@ -175,16 +183,37 @@ def coded(frequencies: NDArray[np.int64], steps: list[int], payload: bytes) -> C
     return {**rows, "steps": steps, "payload": payload.hex()}
 
 
-def schedule(num_subquantizers: int, group_steps: tuple[int, ...], height: int, width: int) -> Case:
+def schedule(
+    num_subquantizers: int,
+    group_steps: tuple[int, ...],
+    height: int,
+    width: int,
+    group_sizes: tuple[int, ...] | None = None,
+) -> Case:
     steps = [
         {
             **{key: getattr(step, key) for key in ("group", "first", "last", "begin", "end")},
             "positions": positions_of(step, height, width).tolist(),
         }
-        for step in Schedule(num_subquantizers, group_steps).steps
+        for step in Schedule(num_subquantizers, group_steps, group_sizes).steps
     ]
-    grid = {"height": height, "width": width}
-    return {"numSubquantizers": num_subquantizers, "groupSteps": group_steps, **grid, "steps": steps}
+    groups = {"numSubquantizers": num_subquantizers, "groupSteps": group_steps, "groupSizes": group_sizes}
+    return {**groups, "height": height, "width": width, "steps": steps}
+
+
+def alphabets_case(sizes: list[list[int]], channels: list[int]) -> Case:
+    made = Alphabets(np.array(sizes), np.array(channels))
+    levels = [
+        {
+            "starts": made.starts[level].tolist(),
+            "valueStarts": made.value_starts[level].tolist(),
+            "numCoded": made.num_coded(level),
+            "end": made.end(level),
+            "runs": [[size, len(list(run))] for size, run in groupby(row)],
+        }
+        for level, row in enumerate(sizes)
+    ]
+    return {"sizes": np.ravel(sizes).tolist(), "channels": channels, "levels": levels}
 
 
 def plan(height: int, width: int, window: int) -> Case:

@@ -15,7 +15,6 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,24 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from pqmim.alphabets import Alphabets
 from pqmim.decoder_files import DecoderFile, decoders_beside, load_decoder
 from pqmim.entropy_kernels import ZERO
 from pqmim.entropy_weights import check_entropy_weights
 from pqmim.exact_numpy import NumpyParts
 from pqmim.fixed_point import RESIDUAL_MAX
 from pqmim.grid_plan import OUTSIDE
-from pqmim.model_files import Graph, ModelFile, find_model, load_model, shipped_models
+from pqmim.model_files import QUANTIZER_PREFIX, Graph, ModelFile, find_model, load_model, shipped_models
+from pqmim.quantizer import check_quantizer_weights
 
 WEB = Path(__file__).resolve().parent.parent
-FORMAT = "pqmim web model 2"
+FORMAT = "pqmim web model 3"
 KERNELS = ("qgemm", "float32")
 """In the order in which the page tries them."""
-NOT_NEEDED = ("tokenizer.analysis.", "tokenizer.quantizer.prior_logits", "tokenizer.quantizer.level_log_w")
+NOT_NEEDED = (
+    "tokenizer.analysis.",
+    *(f"{QUANTIZER_PREFIX}{name}" for name in ("prior_logits", "level_log_w", "level_range")),
+)
 NUM_ROWS = 5
 """Rows of the known question, where a part has no windows."""
 
@@ -115,10 +119,9 @@ def web_model(model: ModelFile, kernels: Sequence[str]) -> bytes:
     Raises:
         ModelError: a weight is missing or out of bounds.
     """
-    config, quantizer = model.config, model.config.tokenizer.quantizer
-    bounds = model.tensors["tokenizer.quantizer.boundaries_tensor"].tolist()
-    runs = [slice(begin, end) for begin, end in pairwise(bounds)]
-    check_entropy_weights(model.tensors, config.entropy, runs, quantizer.num_codewords)
+    config = model.config
+    check_quantizer_weights(model.tensors, config.tokenizer)
+    check_entropy_weights(model.tensors, config.entropy, Alphabets.of(model.tensors))
     needed = {"embed", "frequencies", *kernels}
     graphs = {name: graph for name, graph in model.graphs.items() if name.partition("/")[0] in needed}
     tensors: Arrays = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(NOT_NEEDED)}
@@ -128,7 +131,7 @@ def web_model(model: ModelFile, kernels: Sequence[str]) -> bytes:
         "format": FORMAT,
         "name": model.name,
         "model_id": model.model_id.hex(),
-        "config": {"num_codewords": quantizer.num_codewords, **config.entropy.as_dict()},
+        "config": config.entropy.as_dict(),
         "kernels": kernels,
         "graphs": placed(graphs),
         "answers": dict(known_answers(model, question)),
@@ -181,7 +184,9 @@ def known_answers(model: ModelFile, question: Arrays) -> Iterator[tuple[str, int
         yield f"feed.{layer}", checksum(*parts.feed(layer, h, few))
     for group in range(len(config.group_steps)):
         yield f"head.{group}", checksum(parts.head(group, few))
-    yield "frequencies", checksum(parts.frequencies(parts.head(0, few), 0, 0))
+    head = parts.head(0, few)
+    blocks = Alphabets.of(model.tensors).blocks(0, 0, len(head))
+    yield "frequencies", checksum(*(parts.frequencies(head[b.first : b.last], 0, b.first) for b in blocks))
 
 
 def checksum(*answers: NDArray[Any]) -> int:

@@ -32,14 +32,17 @@ const table = await page.evaluate(async () => {
     table[kernel] = { exact: network !== null };
     if (network !== null) networks[kernel] = network;
   }
-  const size = 512 * model.metadata.config.width;
-  const h = new Float32Array(size);
-  const x = new Uint8Array(size).map((_, i) => 1 + ((i * 7919) % 255));
-  const mask = new Float32Array(512);
+  const { width, head_width, window } = model.metadata.config;
+  const rows = 512;
+  const numPlaces = window ** 2;
+  const activations = (count) => new Uint8Array(count).map((_, i) => 1 + ((i * 7919) % 255));
+  const h = new Float32Array(rows * width);
+  const [x, kv] = [activations(rows * width), activations(2 * rows * width)];
+  const [bias, mask] = [new Float32Array((width / head_width) * numPlaces ** 2), new Float32Array(rows)];
   for (let run = 0; run < 40; run++) {
     for (const [kernel, network] of Object.entries(networks)) {
       const parts = {
-        attend: () => network.attend(0, x, mask),
+        attend: () => network.attend(0, rows / numPlaces, x, kv, bias, mask),
         project: () => network.project(0, h, x),
         feed: () => network.feed(0, h, x),
       };

@@ -70,14 +70,14 @@ export class Decoder {
     const start = performance.now();
     const networks = await this.#load(source, decoder, watch);
     const { entropy, quantizer, synthesis } = networks;
-    if (level >= entropy.numLevels) {
+    if (level >= entropy.alphabets.numLevels) {
       throw new PqmError("DamagedFileError", `level ${level} does not exist in this model`);
     }
 
     const loaded = performance.now();
     const [codedWidth, codedHeight] = [Math.ceil(width / scale), Math.ceil(height / scale)];
     const [rows, columns] = [Math.ceil(codedHeight / STRIDE), Math.ceil(codedWidth / STRIDE)];
-    const total = entropy.numSubquantizers * rows * columns;
+    const total = entropy.alphabets.numCoded(level) * rows * columns;
     const grid = await readTokens(entropy, container, rows, columns, (done) => watch({ stage: "tokens", done, total }));
     const alpha = container.alpha && (await decodeAlpha(container.alpha, width, height));
 
@@ -92,8 +92,8 @@ export class Decoder {
     return {
       pixels,
       tokens: grid.tokens.map((token, i) => (grid.known[i] ? token : UNKNOWN)),
-      tokenShape: [entropy.numSubquantizers, rows, columns],
-      inventedShare: 1 - numKnown / total,
+      tokenShape: [entropy.alphabets.numSubquantizers, rows, columns],
+      inventedShare: 1 - numKnown / grid.known.length,
       model: source.name,
       decoder: decoder.name,
       kernel: entropy.kernel,

@@ -5,18 +5,19 @@
  * for 0. docs/exactness.md says why each part has the same result on every machine.
  */
 
+import { Alphabets, type Run } from "./alphabets.js";
 import { crc32 } from "./checksums.js";
 import { PqmError } from "./errors.js";
 import type { ModelFile } from "./modelFile.js";
+import type { Rows } from "./rows.js";
 import { groupBounds } from "./schedule.js";
 import { Session } from "./session.js";
-
-/** Residual stream and activations. */
-export type Rows = readonly [h: Float32Array, x: Uint8Array];
 
 export class EntropyNetwork {
   readonly #parts = new Map<string, Session>();
   readonly #model: ModelFile;
+  readonly #alphabets: Alphabets;
+  /** What turns head outputs into logits: (N, R), (L, M), (N). */
   readonly #factors: Int8Array;
   readonly #scales: Float32Array;
   readonly #biases: Int32Array;
@@ -26,6 +27,7 @@ export class EntropyNetwork {
     readonly kernel: string,
   ) {
     this.#model = model;
+    this.#alphabets = Alphabets.of(model);
     this.#factors = model.int8("entropy.token_factors.weight");
     this.#scales = model.float32("entropy.token_factors.scale");
     this.#biases = model.int32("entropy.token_bias");
@@ -100,15 +102,18 @@ export class EntropyNetwork {
     return head as Uint8Array;
   }
 
-  /** Frequencies (count, n, K) of the sub-quantizers from `first` on: their part (count, n, R) of a head. */
-  async frequencies(head: Uint8Array, level: number, first: number, count: number): Promise<Int32Array> {
-    const { num_codewords: k, token_rank: r } = this.#model.metadata.config;
-    const start = level * this.#model.size("entropy.token_bias", 1) + first;
+  /** Frequencies (m, n, K) of neighbors with equally many codewords: their part (m, n, R) of a head. */
+  async frequencies(head: Uint8Array, level: number, { first, last, size: k }: Run): Promise<Int32Array> {
+    const { token_rank: r } = this.#model.metadata.config;
+    const m = last - first;
+    const scale = level * this.#alphabets.numSubquantizers + first;
+    const start = this.#alphabets.start(level, first);
+    const end = start + m * k;
     const [frequencies] = await this.#part("frequencies").run({
-      head: [head, [count, head.length / count / r, r]],
-      factors: [this.#factors.subarray(start * k * r, (start + count) * k * r), [count, k, r]],
-      scale: [this.#scales.subarray(start, start + count), [count, 1, 1]],
-      bias: [this.#biases.subarray(start * k, (start + count) * k), [count, 1, k]],
+      head: [head, [m, head.length / m / r, r]],
+      factors: [this.#factors.subarray(start * r, end * r), [m, k, r]],
+      scale: [this.#scales.subarray(scale, scale + m), [m, 1, 1]],
+      bias: [this.#biases.subarray(start, end), [m, 1, k]],
     });
     return frequencies as Int32Array;
   }
@@ -142,7 +147,16 @@ export class EntropyNetwork {
       this.#model.float32("question.mask"),
     ];
     const few = x.subarray(0, h.length);
-    const heads = groupBounds(this.#model.size("entropy.token_bias", 1), config.group_steps.length);
+    const { numSubquantizers } = this.#alphabets;
+    const [[, last]] = groupBounds(numSubquantizers, config.group_steps.length, config.group_sizes);
+    const frequencies = async (head: Uint8Array) => {
+      const found: Int32Array[] = [];
+      for (const run of this.#alphabets.runs(0, 0, last)) {
+        const part = head.subarray((head.length * run.first) / last, (head.length * run.last) / last);
+        found.push(await this.frequencies(part, 0, run));
+      }
+      return Int32Array.from(found.flatMap((part) => Array.from(part)));
+    };
     const ask = async (part: string): Promise<Rows | Uint8Array | Int32Array> => {
       const [kind, index] = part.split(".");
       switch (kind) {
@@ -159,7 +173,7 @@ export class EntropyNetwork {
         case "head":
           return this.head(Number(index), few);
         default:
-          return this.frequencies(await this.head(0, few), 0, 0, heads[0][1]);
+          return frequencies(await this.head(0, few));
       }
     };
     for (const part of this.#parts.keys()) {

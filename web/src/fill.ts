@@ -1,6 +1,6 @@
 /** What becomes of the tokens that were not sent: each unknown part of the latent is set to its expectation. */
 
-import { blocksOf, type EntropyModel } from "./entropyModel.js";
+import type { EntropyModel } from "./entropyModel.js";
 import type { ProductQuantizer } from "./quantizer.js";
 import { TOTAL } from "./rangeDecoder.js";
 import type { TokenGrid } from "./tokenGrid.js";
@@ -19,13 +19,15 @@ export async function expectedLatent(
   let group = 0;
   for await (const { head, positions } of model.headsOfKnown(grid, level)) {
     const [first, last] = model.groups[group];
-    for (const block of positions.length === 0 ? [] : blocksOf(first, last, positions.length)) {
+    // Silent sub-quantizers are in no block: the latent has their part already.
+    for (const block of positions.length === 0 ? [] : model.alphabets.blocks(level, first, last, positions.length)) {
       const frequencies = await model.frequencies(head, group, level, block);
       let row = 0;
       for (let m = block.first; m < block.last; m++) {
         for (const position of positions.subarray(block.begin, block.end)) {
           if (!isKnown(m, position)) {
-            quantizer.setExpectation(latent, position, m, level, frequencies, row * model.numCodewords, TOTAL);
+            const weights = frequencies.subarray(row * block.size, (row + 1) * block.size);
+            quantizer.setExpectation(latent, position, m, level, weights, TOTAL);
           }
           row++;
         }

@@ -5,11 +5,10 @@
 
 import { PqmError } from "./errors.js";
 
-const FORMAT = "pqmim web model 2";
+const FORMAT = "pqmim web model 3";
 
 /** Of a token model. */
 export interface ModelConfig {
-  readonly num_codewords: number;
   readonly width: number;
   readonly num_layers: number;
   readonly later_layers: number;
@@ -18,6 +17,8 @@ export interface ModelConfig {
   readonly window: number;
   readonly token_rank: number;
   readonly group_steps: readonly number[];
+  /** Sub-quantizers of each group but the last; null = dealt out evenly. */
+  readonly group_sizes: readonly number[] | null;
 }
 
 /** Of a decoder. */
@@ -41,7 +42,6 @@ interface Metadata<Config> {
 
 interface Entry {
   readonly dtype: string;
-  readonly shape: readonly number[];
   readonly data_offsets: readonly [number, number];
 }
 
@@ -67,11 +67,6 @@ export class WeightsFile<Config> {
     if (this.metadata.format !== FORMAT) {
       throw new PqmError("ModelError", "not a model file for the page; make one with web/scripts/make_weights.py");
     }
-  }
-
-  /** Length of an axis of a tensor. */
-  size(name: string, axis: number): number {
-    return this.#entry(name).shape[axis];
   }
 
   bytes(name: string): Uint8Array {

@@ -22,19 +22,31 @@ export function quincunxStep(y: number, x: number): number {
   return QUINCUNX[y & 3][x & 3];
 }
 
-/** First and last (exclusive) sub-quantizer of each group; they are dealt out evenly, in order. */
-export function groupBounds(numSubquantizers: number, numGroups: number): [number, number][] {
-  const bound = (group: number) => Math.floor((numSubquantizers * group) / numGroups);
+/**
+ * First and last (exclusive) sub-quantizer of each group, in order.
+ *
+ * @param groupSizes sub-quantizers of each group but the last; null = dealt out evenly.
+ */
+export function groupBounds(
+  numSubquantizers: number,
+  numGroups: number,
+  groupSizes: readonly number[] | null,
+): [number, number][] {
+  const bound = (group: number) => {
+    if (groupSizes === null) return Math.floor((numSubquantizers * group) / numGroups);
+    return group === numGroups ? numSubquantizers : groupSizes.slice(0, group).reduce((sum, size) => sum + size, 0);
+  };
   return Array.from({ length: numGroups }, (_, group) => [bound(group), bound(group + 1)]);
 }
 
 /**
  * All steps in coding order.
  *
+ * @param groups first and last (exclusive) sub-quantizer of each.
  * @param groupSteps steps of each group, 1 to 5; with fewer than five, the first quincunx steps are coded together.
  */
-export function scheduleOf(numSubquantizers: number, groupSteps: readonly number[]): Step[] {
-  return groupBounds(numSubquantizers, groupSteps.length).flatMap(([first, last], group) => {
+export function scheduleOf(groups: readonly (readonly [number, number])[], groupSteps: readonly number[]): Step[] {
+  return groups.flatMap(([first, last], group) => {
     const merged = NUM_QUINCUNX_STEPS - groupSteps[group];
     return Array.from({ length: groupSteps[group] }, (_, index) => ({
       group,

@@ -2,7 +2,7 @@
 
 import { crc16 } from "./checksums.js";
 import type { Container } from "./container.js";
-import { blocksOf, type EntropyModel } from "./entropyModel.js";
+import type { EntropyModel } from "./entropyModel.js";
 import { PqmError } from "./errors.js";
 import { PrefixReader, TokenReader, type TokenSource } from "./rangeDecoder.js";
 import { positionsOf } from "./schedule.js";
@@ -47,8 +47,8 @@ export async function readTokens(
 }
 
 /**
- * Decode a token grid, step by step. Tokens of one step are independent given all earlier steps. Ends where the source
- * gives fewer tokens than it was asked for.
+ * Decode a token grid, step by step. Tokens of one step are independent given all earlier steps. Those of a single
+ * codeword are not coded. Ends where the source gives fewer tokens than it was asked for.
  */
 async function decodeTokens(
   model: EntropyModel,
@@ -58,22 +58,28 @@ async function decodeTokens(
   level: number,
   watch: Watch,
 ): Promise<TokenGrid> {
+  const { alphabets } = model;
   const size = height * width;
-  const tokens = new Uint16Array(model.numSubquantizers * size);
+  const tokens = new Uint16Array(alphabets.numSubquantizers * size);
   const known = new Uint8Array(tokens.length);
   const grid = { height, width, tokens, known };
   const state = model.start(height, width, level);
+  const steps = model.steps(level);
   let numTokens = 0;
-  for (const step of model.steps) {
+  for (const step of steps) {
     const positions = positionsOf(step, height, width);
     if (positions.length === 0) continue;
     const head = await model.head(state, step, positions);
-    for (const block of blocksOf(step.first, step.last, positions.length)) {
+    for (let m = step.first; m < step.last; m++) {
+      if (alphabets.size(level, m) > 1) continue;
+      for (const position of positions) known[m * size + position] = 1;
+    }
+    for (const block of alphabets.blocks(level, step.first, step.last, positions.length)) {
       const frequencies = await model.frequencies(head, step.group, level, block);
       const numColumns = block.end - block.begin;
       const wanted = (block.last - block.first) * numColumns;
       const read = new Uint16Array(wanted);
-      const count = source.read(frequencies, model.numCodewords, wanted, read);
+      const count = source.read(frequencies, block.size, wanted, read);
       for (let i = 0; i < count; i++) {
         const at = (block.first + Math.floor(i / numColumns)) * size + positions[block.begin + (i % numColumns)];
         tokens[at] = read[i];
@@ -83,6 +89,7 @@ async function decodeTokens(
       watch(numTokens);
       if (count < wanted) return grid;
     }
+    if (step === steps[steps.length - 1]) known.fill(1, step.last * size); // nothing is left to be said
     await model.reveal(state, step, positions, tokens);
   }
   return grid;

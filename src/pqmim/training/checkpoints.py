@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pqmim.config import AutoencoderConfig, TokenizerConfig
+from pqmim.alphabets import Alphabets
+from pqmim.config import AutoencoderConfig, TokenizerConfig, TokensConfig
 from pqmim.decoder_files import (
     SYNTHESIS_PREFIX,
     DecoderFile,
@@ -44,6 +45,7 @@ from pqmim.model_files import (
     parse_tensors,
     read_metadata,
 )
+from pqmim.quantizer import check_quantizer_weights
 from pqmim.training.autoencoder import Synthesis
 from pqmim.training.tokenizer import Tokenizer
 
@@ -147,7 +149,7 @@ def load_tokenizer(path: Path, decoder: str | None = None) -> tuple[Tokenizer, d
     """A tokenizer for training: that of a run, or a token model with one of its decoders.
 
     Args:
-        path: file of a tokenizer or of a token model, or folder of a token model.
+        path: file of a tokenizer, of a token model, or of a decoder beside its token model; folder of a token model.
         decoder: of a token model, by name; None = the default one.
 
     Returns:
@@ -158,7 +160,9 @@ def load_tokenizer(path: Path, decoder: str | None = None) -> tuple[Tokenizer, d
     """
     if path.is_dir():
         path = path / MODEL_FILE
-    metadata = read_metadata(path, TOKENIZER_FORMAT, MODEL_FORMAT)
+    metadata = read_metadata(path, TOKENIZER_FORMAT, MODEL_FORMAT, DECODER_FORMAT)
+    if metadata["format"] == DECODER_FORMAT:
+        return load_tokenizer(path.parent, str(path))
     if metadata["format"] == TOKENIZER_FORMAT:
         return _tokenizer_of(metadata["config"], parse_tensors(path.read_bytes(), str(path)), path), metadata["facts"]
     model = load_model(path)
@@ -210,9 +214,15 @@ def token_model_id(path: Path) -> bytes | None:
 def _tokenizer_of(settings: object, tensors: Mapping[str, NDArray[Any]], path: Path) -> Tokenizer:
     """Tokenizer in eval mode, float32, from what a file holds; what else it holds does not matter."""
     try:
-        tokenizer = Tokenizer(TokenizerConfig.from_dict(settings), num_kept=len(tensors.get("quantizer.order", ())))
+        config = TokenizerConfig.from_dict(settings)
     except ValueError as error:
         raise ModelError(f"{path}: configuration of another version of pqmim: {error}") from error
+    named = {f"tokenizer.{name}": tensor for name, tensor in tensors.items()}
+    try:
+        check_quantizer_weights(named, TokensConfig(config.autoencoder.analysis, config.quantizer))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    tokenizer = Tokenizer(config, Alphabets.of(named))
     _fill(tokenizer, {name: tensors[name] for name in tokenizer.state_dict() if name in tensors}, path)
     return tokenizer.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

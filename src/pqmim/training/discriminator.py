@@ -25,10 +25,12 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pqmim.config import STRIDE
-from pqmim.training.trainable_quantizer import TrainableQuantizer, fit_codebook
+from pqmim.training.trainable_quantizer import TrainableQuantizer
 
 Kind = Literal["hinge", "labels"]
 
+KMEANS_ROWS = 4096
+"""Rows whose distances are computed at a time."""
 WIDTH = 64
 DEPTHS = 4
 """Features that have a head, from the finest on; deeper ones see objects, not textures."""
@@ -239,9 +241,12 @@ def fit_labels(discriminator: Discriminator, values: Tensor, iterations: int, ge
     discriminator.scale.copy_(values.std(0).clamp_min(1e-6))
     if count := len(discriminator.centers):
         values = values / discriminator.scale.to(values.device)
-        start = values[torch.randperm(len(values), generator=generator)[:count]]
-        shares = torch.full((count,), 1 / count)
-        centers, _ = fit_codebook(values, count, 0.0, iterations, generator, (start, shares))  # bits are free: k-means
+        centers = values[torch.randperm(len(values), generator=generator)[:count]]
+        for _ in range(iterations):
+            nearest = torch.cat([torch.cdist(part, centers).argmin(1) for part in values.split(KMEANS_ROWS)])
+            used = torch.bincount(nearest, minlength=count)[:, None]
+            sums = torch.zeros_like(centers).index_add_(0, nearest, values)
+            centers = torch.where(used > 0, sums / used.clamp_min(1), centers)
         discriminator.centers.copy_(centers)
 
 

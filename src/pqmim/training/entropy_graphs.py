@@ -32,7 +32,6 @@ from pqmim.fixed_point import (
 )
 from pqmim.model_files import Graph
 from pqmim.range_coding import PRECISION
-from pqmim.schedule import Schedule
 from pqmim.training.graph_builder import CONTRIB, GraphBuilder
 
 GRAPH_KERNELS = ("float32", "matmulinteger", "qgemm", "qgemm-s8")
@@ -41,20 +40,20 @@ ZERO = 128
 """The uint8 that stands for 0."""
 
 
-def entropy_graphs(config: EntropyModelConfig, num_subquantizers: int, num_codewords: int) -> dict[str, Graph]:
+def entropy_graphs(config: EntropyModelConfig, num_subquantizers: int) -> dict[str, Graph]:
     """All graphs of an entropy model.
 
     Args:
         config: sizes.
-        num_subquantizers, num_codewords: M and K of the tokenizer.
+        num_subquantizers: M of the tokenizer.
 
     Returns:
         "embed" and "frequencies"; for each kernel "KERNEL/keys_values", "KERNEL/attend", "KERNEL/project",
         "KERNEL/feed" and "KERNEL/head.G" for group G. In the names of their weights "{layer}" is the number of a
         layer, or of a group in those of "embed".
     """
-    graphs = {"embed": _embed(config), "frequencies": _frequencies(config, num_codewords)}
-    schedule = Schedule(num_subquantizers, config.group_steps)
+    graphs = {"embed": _embed(config), "frequencies": _frequencies(config)}
+    schedule = config.schedule(num_subquantizers)
     for kernel in GRAPH_KERNELS:
         graphs[f"{kernel}/keys_values"] = _keys_values(config, kernel)
         graphs[f"{kernel}/attend"] = _attend(config, kernel)
@@ -301,8 +300,8 @@ def _head(config: EntropyModelConfig, kernel: str, num_subquantizers: int, first
     return builder.build([("x", np.uint8, ("n", width))], [("head", np.uint8, (last - first, "n", rank))])
 
 
-def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
-    """Head outputs -> range-coder frequencies, see `exact_numpy.frequencies_of_logits`."""
+def _frequencies(config: EntropyModelConfig) -> Graph:
+    """Head outputs -> range-coder frequencies of any K codewords, see `exact_numpy.frequencies_of_logits`."""
     builder = _PartBuilder(config)
     rank = config.token_rank
     factors = builder.op("Transpose", builder.cast("factors", np.float32), perm=[0, 2, 1])
@@ -315,23 +314,22 @@ def _frequencies(config: EntropyModelConfig, num_codewords: int) -> Graph:
     below = builder.clip(builder.op("Sub", best, logits), 0, length - 1)
     table = builder.weight("logit_table", "entropy.logit_table", (length,), np.int32)
     mass = builder.lookup(builder.cast(table, np.float32), below)
-    # Below 512 codewords of at most 2^15 the sum is exact in float32.
-    total = builder.cast(mass, np.float64) if num_codewords >= 512 else mass
-    total = builder.cast(builder.op("ReduceSum", total, builder.ints(-1), keepdims=1), np.float64)
-    numerator = builder.constant((1 << PRECISION) - num_codewords, np.float64)
-    share = builder.cast(builder.op("Div", numerator, total), np.float32)
+    # At most MAX_CODEWORDS masses of at most 2^15: the sum is exact in float32.
+    total = builder.cast(builder.op("ReduceSum", mass, builder.ints(-1), keepdims=1), np.float64)
+    size = builder.op("Gather", builder.op("Shape", "bias"), builder.ints(2), axis=0)
+    beside = builder.op("Sub", builder.constant(1 << PRECISION, np.int64), size)  # of the one that each codeword has
+    share = builder.cast(builder.op("Div", builder.cast(beside, np.float64), total), np.float32)
     whole = builder.cast(builder.op("Mul", mass, share), np.int32)  # of a positive number the integer part
     used = builder.op("ReduceSum", builder.cast(whole, np.float32), builder.ints(-1), keepdims=1)
-    rest = builder.op("Sub", builder.constant((1 << PRECISION) - num_codewords, np.float32), used)
-    rest = builder.cast(rest, np.int32)
+    rest = builder.cast(builder.op("Sub", builder.cast(beside, np.float32), used), np.int32)
     frequencies = builder.op("Add", whole, builder.constant(1, np.int32))
     builder.op("ScatterElements", frequencies, index_of_best, rest, output="frequencies", axis=-1, reduction="add")
     return builder.build(
         [
             ("head", np.uint8, ("m", "n", rank)),
-            ("factors", np.int8, ("m", num_codewords, rank)),
+            ("factors", np.int8, ("m", "k", rank)),
             ("scale", np.float32, ("m", 1, 1)),
-            ("bias", np.int32, ("m", 1, num_codewords)),
+            ("bias", np.int32, ("m", 1, "k")),
         ],
-        [("frequencies", np.int32, ("m", "n", num_codewords))],
+        [("frequencies", np.int32, ("m", "n", "k"))],
     )

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pqmim.alphabets import Alphabets, Block
 from pqmim.config import EntropyModelConfig
+from pqmim.entropy_weights import embed_inputs
 from pqmim.fixed_point import ACTIVATION_UNIT, INT8_MAX, LOGIT_UNIT
-from pqmim.schedule import NUM_QUINCUNX_STEPS, Schedule, quincunx_steps
+from pqmim.schedule import NUM_QUINCUNX_STEPS, quincunx_steps
 from pqmim.training.layers import (
     QuantizableLinear,
     Sight,
@@ -35,8 +37,11 @@ from pqmim.training.layers import (
     to_residual,
 )
 from pqmim.training.orders import LaterPass, Orders
+from pqmim.training.token_places import TokenPlaces
 from pqmim.training.trainable_quantizer import LOG2, TrainableQuantizer
 
+NEAR = 0.3
+"""Codewords within so many standard deviations of the mean are told from all others by a factor of their own."""
 VALUE_DEVIATIONS = 4.0
 """Codeword values enter the network in int8 over this many standard deviations of their channel."""
 
@@ -52,37 +57,32 @@ class EntropyModel(nn.Module):
 
     Args:
         config: sizes.
-        num_levels, num_subquantizers, num_codewords, num_kept: L, M, K and D' of the tokenizer.
+        alphabets: of the tokenizer, N codewords with V values.
 
     Attributes:
-        token_values: (L, K, D') float32, codeword values on the activation grid, a constant of the tokenizer.
-        first_prior: (L, m, K) float32, natural logarithms of the static probabilities that the first step is coded
-            with, a constant of the tokenizer.
+        token_values: (V,) float32, codeword values on the activation grid, a constant of the tokenizer.
+        prior: (N,) float32, natural logarithms of the static probabilities, which the first step is coded with, a
+            constant of the tokenizer.
+        level_bits: (L,) float32, bits of a position under them.
         schedule: the steps that files are coded in.
     """
 
     token_values: Tensor
-    first_prior: Tensor
+    prior: Tensor
+    level_bits: Tensor
 
-    def __init__(
-        self,
-        config: EntropyModelConfig,
-        num_levels: int,
-        num_subquantizers: int,
-        num_codewords: int,
-        num_kept: int,
-        runs: list[slice],
-    ) -> None:
+    def __init__(self, config: EntropyModelConfig, alphabets: Alphabets) -> None:
         super().__init__()
         self.config = config
-        self.runs = runs
-        self.schedule = Schedule(num_subquantizers, config.group_steps)
-        self.num_levels, self.num_subquantizers, self.num_codewords = num_levels, num_subquantizers, num_codewords
-        self.register_buffer("token_values", torch.zeros(num_levels, num_codewords, num_kept))
-        first_step = self.schedule.steps[0]
-        self.register_buffer("first_prior", torch.zeros(num_levels, first_step.last, num_codewords))
+        self.alphabets = alphabets
+        self.places = TokenPlaces(alphabets)
+        self.num_levels, self.num_subquantizers = alphabets.num_levels, alphabets.num_subquantizers
+        self.schedule = config.schedule(self.num_subquantizers)
+        self.register_buffer("token_values", torch.zeros(alphabets.num_values))
+        self.register_buffer("prior", torch.zeros(alphabets.num_codewords))
+        self.register_buffer("level_bits", torch.zeros(self.num_levels))
         self.embed = nn.ModuleList(
-            QuantizableLinear(self.num_inputs(group), config.width, bias=group == 0)
+            QuantizableLinear(embed_inputs(alphabets, self.schedule, group), config.width, bias=group == 0)
             for group in range(self.schedule.num_groups)
         )
         self.layers = nn.ModuleList(
@@ -97,40 +97,31 @@ class EntropyModel(nn.Module):
             )
             for layer in range(config.total_layers)
         )
-        self.head = QuantizableLinear(config.width, num_subquantizers * config.token_rank)
-        self.token_factors = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords, config.token_rank))
-        self.token_bias = nn.Parameter(torch.zeros(num_levels, num_subquantizers, num_codewords))
+        self.head = QuantizableLinear(config.width, self.num_subquantizers * config.token_rank)
+        self.token_factors = nn.Parameter(torch.zeros(alphabets.num_codewords, config.token_rank))
+        self.token_bias = nn.Parameter(torch.zeros(alphabets.num_codewords))
 
-    def num_inputs(self, group: int) -> int:
-        """Inputs of the embedding of a group's tokens: values and known-flags, and levels for the first."""
-        first, last = self.schedule.group_bounds(group)
-        values = int(self.runs[last - 1].stop - self.runs[first].start)
-        return values + last - first + (self.num_levels if group == 0 else 0)
+    def group_blocks(self, group: int, level: int) -> tuple[Block, ...]:
+        """The sub-quantizers of a group at a level, those with alphabets alike together."""
+        return self.alphabets.blocks(level, *self.schedule.group_bounds(group))
 
     @classmethod
     def for_quantizer(cls, config: EntropyModelConfig, quantizer: TrainableQuantizer) -> EntropyModel:
         """Untrained model for a trained product quantizer; predicts about the static prior."""
-        q = quantizer
-        model = cls(config, q.num_levels, q.num_subquantizers, q.num_codewords, len(q.order), q.runs())
+        model = cls(config, quantizer.alphabets)
         with torch.no_grad():
-            priors = quantizer.prior_logits.log_softmax(2)  # (L, M, K)
-            model.token_bias.copy_(priors)
-            model.first_prior.copy_(priors[:, : model.first_prior.shape[1]])
-            model.token_factors.normal_(std=0.3)
-            for m, run in enumerate(quantizer.runs()):
-                centered = quantizer.codebook[:, :, run] - quantizer.default[quantizer.order[run]]  # (L, K, d)
-                # The finest level knows the channels' spread best; one unit for all levels lets them share what is
-                # learned.
-                deviation = (priors[0, m].exp() @ centered[0].square()).sqrt().clamp_min(1e-6)
-                grid = (centered / deviation * (INT8_MAX / VALUE_DEVIATIONS)).round().clamp(-INT8_MAX, INT8_MAX)
-                model.token_values[:, :, run] = grid * ACTIVATION_UNIT
-                # Start where a few numbers say much: the distance from the mean (the local activity), the values
-                # themselves (the local mean) and their squares.
-                value = (centered / deviation).clamp(-4, 4)
-                distance = value.square().mean(2, keepdim=True)
-                start = torch.cat([distance.sqrt(), distance.clamp(max=4), value, value.square().clamp(max=4)], dim=2)
-                start = start[..., : config.token_rank]
-                model.token_factors[:, m, :, : start.shape[2]] = start
+            deviations = _deviations(quantizer)
+            for level in range(model.num_levels):
+                for block in quantizer.blocks(level):
+                    bits = quantizer.block_bits(block)
+                    model.prior[block.codewords] = -LOG2 * bits.flatten()
+                    model.level_bits[level] += (bits * torch.exp2(-bits)).sum()
+                    deviation = deviations[quantizer.block_columns(block)].view(len(bits), 1, -1)
+                    value = _centered(quantizer, block) / deviation
+                    grid = (value * (INT8_MAX / VALUE_DEVIATIONS)).round().clamp(-INT8_MAX, INT8_MAX)
+                    model.token_values[block.values] = grid.flatten() * ACTIVATION_UNIT
+                    model.token_factors[block.codewords] = _first_factors(value, config.token_rank).flatten(0, 1)
+            model.token_bias.copy_(model.prior)
             nn.init.zeros_(model.head.bias)
             model.head.weight.mul_(0.02)
         return model
@@ -148,12 +139,10 @@ class EntropyModel(nn.Module):
             group the level as one of L flags.
         """
         first, last = self.schedule.group_bounds(group)
-        which = level[:, None, None]
-        flags = known.expand(len(tokens), last - first, -1, -1).permute(0, 2, 3, 1).to(self.token_values.dtype)
-        parts = [
-            self.token_values[:, :, run][which, tokens[:, m]] * flags[..., m, None]
-            for m, run in enumerate(self.runs[first:last])
-        ]
+        known = known.expand(len(tokens), last - first, -1, -1).to(self.token_values.dtype)
+        values = self.token_values[self.places.values(tokens, level, first)] * self.places.by_column(known, first)
+        flags = known.permute(0, 2, 3, 1)
+        parts = [values.permute(0, 2, 3, 1)]
         parts.append(flags)
         if group == 0:
             levels = F.one_hot(level, self.num_levels).to(flags.dtype)
@@ -218,51 +207,56 @@ class EntropyModel(nn.Module):
             (n, m) float32, bits.
         """
         order = level.argsort(stable=True)
-        lengths = [
-            F.cross_entropy(
-                self.logits(group, hidden[rows], index, simulate=simulate).flatten(0, 1),
-                tokens[rows].t().flatten(),
-                reduction="none",
-            ).view(-1, len(rows))
-            for index, rows in _rows_by_level(level, order)
-        ]
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return torch.cat(lengths, dim=1).t()[back] / LOG2
-
-    def logits(self, group: int, hidden: Tensor, level: int, *, simulate: bool = False) -> Tensor:
-        """Logits of the tokens of a group: rows (n, C) of `hidden`, of one level -> (m, n, K) float32, nats."""
         first, last = self.schedule.group_bounds(group)
         rank = self.config.token_rank
-        head = self.head(hidden, simulate, slice(first * rank, last * rank)).float()
-        head = fake_quantize(head, ACTIVATION_UNIT, simulate=simulate)
-        head = head.view(-1, last - first, rank).transpose(0, 1)  # (m, n, R)
-        factors = self.token_factors[level, first:last]  # (m, K, R)
-        if simulate:
-            integers, unit = quantize_weight(factors.flatten(1))
-            products = torch.bmm(head, integers.view_as(factors).transpose(1, 2)).float() * unit[..., None]
-        else:
-            products = torch.bmm(head, factors.transpose(1, 2)).float()
-        logits = products + self.token_bias[level, first:last, None]
-        return round_through(logits * (1 / LOGIT_UNIT)) * LOGIT_UNIT if simulate else logits
+        head = self.head(hidden[order], simulate, slice(first * rank, last * rank)).float()
+        head = fake_quantize(head, ACTIVATION_UNIT, simulate=simulate).view(len(order), last - first, rank)
+        sent, lengths, start = tokens[order], [head[:0, :, 0]], 0  # there may be no rows
+        factors, bias = self._by_block(self.token_factors), self._by_block(self.token_bias)
+        for index, count in zip(*(part.tolist() for part in level.unique(return_counts=True)), strict=True):
+            rows = slice(start, start + count)
+            start += count
+            parts = []
+            for block in self.group_blocks(group, index):
+                own = slice(block.first - first, block.last - first)
+                if block.size == 1:
+                    parts.append(head.new_zeros(count, own.stop - own.start))
+                    continue
+                where = block.codewords.start
+                logits = block_logits(head[rows, own].transpose(0, 1), factors[where], bias[where], simulate=simulate)
+                nats = F.cross_entropy(logits.flatten(0, 1), sent[rows, own].t().flatten(), reduction="none")
+                parts.append(nats.view(-1, count).t())
+            lengths.append(torch.cat(parts, dim=1))
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return torch.cat(lengths)[back] / LOG2
+
+    def _by_block(self, flat: Tensor) -> dict[int, Tensor]:
+        """What belongs to all codewords, cut into the blocks of all groups and levels, by where they begin: one
+        operation, so that a gradient is put together once."""
+        groups = range(self.schedule.num_groups)
+        blocks = [b.codewords for level in range(self.num_levels) for g in groups for b in self.group_blocks(g, level)]
+        parts = flat.split([b.stop - b.start for b in blocks])
+        return dict(zip((b.start for b in blocks), parts, strict=True))
 
     def code_length(self, tokens: Tensor, level: Tensor, orders: Orders, *, simulate: bool = False) -> Tensor:
-        """Bits of all tokens that are predicted, in all.
+        """Bits of all tokens that are predicted, (B,) float32.
 
         Args:
             tokens: (B, M, h, w) int64.
             level: (B,) int64.
         """
-        bits = self.token_bias.new_zeros(())
+        bits = self.token_bias.new_zeros(len(tokens))
+        sample = torch.arange(len(tokens), device=tokens.device)[:, None, None]
         for group, hidden in enumerate(self.hidden(tokens, level, orders, simulate=simulate)):
             predicted, unknown = orders.wanted(group)
             predicted = predicted.expand(hidden.shape[:3])
             own = tokens[:, slice(*self.schedule.group_bounds(group))].permute(0, 2, 3, 1)[predicted]
-            levels = level[:, None, None].expand_as(predicted)[predicted]
-            lengths = self.token_bits(group, hidden[predicted], own, levels, simulate=simulate)
+            samples = sample.expand_as(predicted)[predicted]
+            lengths = self.token_bits(group, hidden[predicted], own, level[samples], simulate=simulate)
             if unknown is not None:
                 lengths = lengths * unknown.permute(0, 2, 3, 1)[predicted]
-            bits = bits + lengths.sum()
+            bits = bits.index_add(0, samples, lengths.sum(1))
         return bits
 
     @torch.no_grad()
@@ -287,13 +281,33 @@ class EntropyModel(nn.Module):
             )
             lengths = lengths.double().sum(1).view(own.shape[:3])
             if group == 0:
-                static = -self.first_prior[level].gather(2, own.flatten(1, 2).transpose(1, 2)).sum(1) / LOG2
                 first = orders.query == 0
-                lengths = torch.where(first, static.view(own.shape[:3]).double(), lengths)
+                static = -self.prior[self.places.codewords(own.permute(0, 3, 1, 2), level)].double().sum(1) / LOG2
+                lengths = torch.where(first, static, lengths)
             bits.append(
                 lengths.new_zeros(NUM_QUINCUNX_STEPS).index_add_(0, quincunx.flatten(), lengths.sum(0).flatten())
             )
         return torch.stack(bits)
+
+
+def block_logits(head: Tensor, factors: Tensor, bias: Tensor, *, simulate: bool = False) -> Tensor:
+    """Logits of the tokens of m sub-quantizers with K codewords each.
+
+    Args:
+        head: (m, n, R), their part of the head's output.
+        factors, bias: (m * K, R) and (m * K,), their part of `EntropyModel.token_factors` and `token_bias`.
+
+    Returns:
+        (m, n, K) float32, nats.
+    """
+    factors = factors.view(len(head), -1, head.shape[2])
+    if simulate:
+        integers, unit = quantize_weight(factors.flatten(1))
+        products = torch.bmm(head, integers.view_as(factors).transpose(1, 2)).float() * unit[..., None]
+    else:
+        products = torch.bmm(head, factors.transpose(1, 2)).float()
+    logits = products + bias.view(len(head), 1, -1)
+    return round_through(logits * (1 / LOGIT_UNIT)) * LOGIT_UNIT if simulate else logits
 
 
 def _at_predicted(h: Tensor, passes: tuple[LaterPass, ...]) -> Tensor:
@@ -305,7 +319,39 @@ def _at_predicted(h: Tensor, passes: tuple[LaterPass, ...]) -> Tensor:
     return chosen
 
 
-def _rows_by_level(level: Tensor, order: Tensor) -> list[tuple[int, Tensor]]:
-    """Levels that occur, and the rows of each; `order` sorts the rows by level."""
-    levels, counts = level.unique(return_counts=True)
-    return list(zip(levels.tolist(), order.split(counts.tolist()), strict=True))
+def _deviations(quantizer: TrainableQuantizer) -> Tensor:
+    """Standard deviation of the codewords of each column: (D',) float32.
+
+    The finest level knows the channels' spread best; one unit for all levels lets them share what is learned.
+    """
+    parts = []
+    for block in quantizer.blocks(0):
+        shares = torch.exp2(-quantizer.block_bits(block))[:, None]
+        parts.append(torch.bmm(shares, _centered(quantizer, block).square()).flatten())
+    return torch.cat(parts).sqrt().clamp_min(1e-6)
+
+
+def _centered(quantizer: TrainableQuantizer, block: Block) -> Tensor:
+    """Codewords of a block less the mean, (m, K, d)."""
+    codewords = quantizer.block_codewords(block)
+    mean = quantizer.default[quantizer.order[quantizer.block_columns(block)]]
+    return codewords - mean.view(len(codewords), 1, -1)
+
+
+def _first_factors(value: Tensor, rank: int) -> Tensor:
+    """Factors to begin with, where a few numbers say much: the distance from the mean (the local activity), the values
+    themselves (the local mean) and their squares.
+
+    Args:
+        value: (m, K, d), codewords in standard deviations of their channels, less the mean.
+
+    Returns:
+        (m, K, R).
+    """
+    value = value.clamp(-4, 4)
+    distance = value.square().mean(2, keepdim=True)
+    near = torch.exp(-(value / NEAR).square().mean(2, keepdim=True))
+    start = torch.cat([distance.sqrt(), distance.clamp(max=4), near, value, value * value.abs(), value.square()], dim=2)
+    factors = 0.3 * torch.randn(*value.shape[:2], rank)
+    factors[..., : start.shape[2]] = start[..., :rank]
+    return factors

@@ -99,16 +99,32 @@ def export_entropy(model: EntropyModel) -> dict[str, NDArray[Any]]:
             add_linear(prefix + "feed_forward.expand", layer.feed_forward.expand, unit)
             add_linear(prefix + "feed_forward.project", layer.feed_forward.project, RESIDUAL_UNIT)
         add_linear("head", model.head, unit)
-        factors, factor_unit = quantize_weight(model.token_factors.float().flatten(2).flatten(0, 1))
-        tensors["token_factors.weight"] = factors.view_as(model.token_factors).to(torch.int8)
-        tensors["token_factors.scale"] = (factor_unit[:, 0] * unit / LOGIT_UNIT).view(model.num_levels, -1)
+        weights, scales = [], []
+        for level in range(model.num_levels):
+            for block in model.alphabets.blocks(level, 0, model.num_subquantizers):
+                factors = model.token_factors[block.codewords].float().view(block.last - block.first, -1)
+                integers, factor_unit = quantize_weight(factors)
+                weights.append(integers.view(-1, model.config.token_rank).to(torch.int8))
+                scales.append(factor_unit[:, 0] * unit / LOGIT_UNIT)
+        tensors["token_factors.weight"] = torch.cat(weights)
+        tensors["token_factors.scale"] = torch.cat(scales).view(model.num_levels, -1)
         bias = (model.token_bias / LOGIT_UNIT).round().clamp(-TOKEN_BIAS_MAX, TOKEN_BIAS_MAX)
         tensors["token_bias"] = bias.to(torch.int32)
         tensors["score_table"] = _exponential_table(ATTENTION_ONE, SCORE_UNIT)
         table = tensors["logit_table"] = _exponential_table(EXPONENTIAL_ONE, LOGIT_UNIT)
-        prior = (model.first_prior.float() / LOGIT_UNIT).round().cpu().numpy()
-        tensors["first_frequencies"] = torch.from_numpy(frequencies_of_logits(prior, table.float().numpy()))
+        tensors["static_frequencies"] = torch.from_numpy(_static_frequencies(model, table.float().numpy()))
     return {name: tensor.contiguous().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _static_frequencies(model: EntropyModel, table: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Frequencies of the static priors, (N,)."""
+    prior = (model.prior.float() / LOGIT_UNIT).round().cpu().numpy()
+    parts = [
+        frequencies_of_logits(prior[block.codewords].reshape(-1, block.size), table).ravel()
+        for level in range(model.num_levels)
+        for block in model.alphabets.blocks(level, 0, model.num_subquantizers)
+    ]
+    return np.concatenate(parts)
 
 
 def _exponential_table(one: int, unit: float) -> Tensor:
@@ -233,7 +249,7 @@ def _write_model(
     """Add the graphs and write the file of a token model; of the analysis, the shape counts."""
     shape = ModelConfig.from_dict(config)
     sizes = shape.tokenizer.quantizer
-    graphs = entropy_graphs(shape.entropy, sizes.num_subquantizers, sizes.num_codewords)
+    graphs = entropy_graphs(shape.entropy, sizes.num_subquantizers)
     graphs["analysis"] = analysis_graph(analysis)
     model_id = compute_model_id(config, weights)
     metadata = {"format": MODEL_FORMAT, "name": name, "model_id": model_id.hex(), "config": config, "facts": facts}

@@ -96,16 +96,6 @@ class Orders:
             known, is_partly_known = passes[-1].known, not self.is_whole
         return predicted, ~known if is_partly_known else None
 
-    def num_predicted(self, schedule: Schedule, count: int) -> int:
-        """How many tokens of a batch of `count` samples are predicted."""
-        total = 0
-        for group in range(schedule.num_groups):
-            first, last = schedule.group_bounds(group)
-            predicted, unknown = self.wanted(group)
-            number = int(predicted.sum()) * (last - first) if unknown is None else int(unknown.sum())
-            total += number * (count if len(predicted) == 1 else 1)
-        return total
-
     @property
     def is_complete(self) -> Tensor:
         """(B or 1, h, w) bool: where the content knows all tokens of the first group."""

@@ -95,32 +95,29 @@ class RateRange(Config):
 
 
 class CodebookConfig(Config):
-    """Entropy-constrained Lloyd iterations on the latents of the first stage."""
+    """Lattices for the latents of the first stage."""
 
-    crops: int = 1500
+    crops: int = Field(1500, ge=1)
     """Crops whose latents the codebooks are fitted to."""
-    iterations: int = Field(12, ge=0)
-    """0 keeps the codebooks of `start_from` as they are."""
-    w: float = 0.2
-    """Squared latent units per bit while fitting: the finest trade-off that the codebooks serve well."""
+    w: float = Field(0.2, gt=0)
+    """Squared latent units per bit that the finest level is made for."""
 
 
 class TokenizerTraining(Config):
-    """`pqmim train tokenizer`: transforms, codebooks, all of it (unless `joint.steps` is 0), the synthesis."""
+    """`pqmim train tokenizer`: transforms, then codebooks."""
 
     start_from: Path | None = None
-    """`tokenizer.safetensors` or model file of an earlier run, whose transforms are trained on (wider and deeper ones
-    begin as the same functions) and whose codebooks are refined; null starts anew."""
+    """`tokenizer.safetensors` or model file of an earlier run, or a decoder beside its token model, whose transforms
+    are trained on (wider and deeper ones begin as the same functions); null starts anew."""
     model: TokenizerConfig = TokenizerConfig()
     data: DataConfig
     run: RunConfig
     rate: RateRange = RateRange()
+    rate_emphasis: float = Field(1.0, ge=1)
+    """1 draws trade-offs evenly (in logarithms); 2 makes the coarsest twice as frequent as on average, the finest
+    rare."""
     transform: StageConfig = StageConfig()
     codebooks: CodebookConfig = CodebookConfig()
-    joint: StageConfig = StageConfig(steps=0, learning_rate=3e-4)
-    finetune: StageConfig = StageConfig(steps=4000, learning_rate=3e-4)
-    nested_share: float = Field(0.2, ge=0, le=1)
-    """Share of the samples of the last two stages that keep only a random number of leading sub-quantizers."""
 
 
 class EntropyTraining(Config):
@@ -133,8 +130,8 @@ class EntropyTraining(Config):
     tokenizer: Path
     """`tokenizer.safetensors` of a tokenizer run."""
     start_from: Path | None = None
-    """`entropy_model_float.pt` of an earlier run, whose weights are taken over where they fit (more layers begin as the
-    same function); null starts anew."""
+    """`entropy_model_float.pt` of an earlier run, or a token model (its file or folder), whose weights are taken over
+    where they fit (more layers begin as the same function); null starts anew."""
     model: EntropyModelConfig = EntropyModelConfig()
     data: DataConfig
     run: RunConfig

@@ -42,29 +42,36 @@ class TokenSource:
 
     def trade_off(self, fraction: Tensor | float) -> Tensor:
         """Place in the range of trade-offs, 0 the finest, 1 the coarsest -> squared latent units per bit to ask for."""
-        low, high = self.tokenizer.quantizer.w_range()
+        low, high = self.tokenizer.quantizer.levels.w_range()
         return low * (high / low) ** torch.as_tensor(fraction, device=self.run.device)
 
     @torch.no_grad()
-    def send(self, x: Tensor, w: Tensor, known: Tensor | None = None) -> Sent:
-        """Code crops (B, 3, H, W) at trade-offs (B,); `known`: see `TrainableQuantizer.dequantize`."""
+    def send(self, x: Tensor, w: Tensor, kept: Tensor | None = None) -> Sent:
+        """Code crops (B, 3, H, W) at trade-offs (B,).
+
+        Args:
+            kept: (B,), share of the sub-quantizers whose tokens are sent, the leading ones; None = all.
+        """
         quantizer = self.tokenizer.quantizer
         level = quantizer.level(w)
         applied = quantizer.applied_w(w, level)
         with self.run.autocast():
             z = self.tokenizer.analysis(x)
+        known = None
+        if kept is not None:
+            coded = (quantizer.sizes > 1).sum(1)[level]
+            known = torch.arange(quantizer.num_subquantizers, device=x.device) < (kept * coded).ceil()[:, None]
+            known = known[..., None, None]
         z_q = quantizer.dequantize(quantizer.assign(z, applied, level), level, known)
-        # The finest level has too few codewords to reach the slope that its w stands for.
+        # Beyond the range of training there is nothing to be gained.
         unit, finest = self.tokenizer.config.autoencoder.latent_unit, self.config.rate.lambda_max
         return Sent(z_q, torch.as_tensor(w_of_lambda(applied, unit)).clamp_max(finest))  # it is its own inverse
 
     def draw(self, x: Tensor, draws: Draws) -> Sent:
         """Code crops at trade-offs drawn at random, a share of them cut short."""
-        count = self.tokenizer.quantizer.num_subquantizers
         w = self.trade_off(draws.uniform() ** (1 / self.config.rate_emphasis))
-        kept = 1 + (draws.uniform(1) * (count - 1)).long()
-        kept[draws.uniform(1) >= self.config.nested_share] = count
-        known = (torch.arange(count, device=x.device) < kept)[:, :, None, None]
-        sent = self.send(x, w, known)
+        kept = draws.uniform()
+        whole = draws.uniform() >= self.config.nested_share
+        sent = self.send(x, w, torch.where(whole, 1.0, kept))
         # Samples cut short count as much as coarse ones, else their large errors would rule.
-        return Sent(sent.z_q, torch.where(kept[:, 0] == count, sent.lam, self.config.rate.lambda_min))
+        return Sent(sent.z_q, torch.where(whole, sent.lam, self.config.rate.lambda_min))

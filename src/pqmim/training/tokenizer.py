@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from pqmim.alphabets import Alphabets
 from pqmim.config import TokenizerConfig
 from pqmim.training.autoencoder import Analysis, Synthesis
 from pqmim.training.trainable_quantizer import TrainableQuantizer
@@ -14,16 +16,16 @@ class Tokenizer(nn.Module):
 
     Args:
         config: sizes.
-        num_kept: D', latent channels that the quantizer codes; known once the codebooks are fitted.
+        alphabets: of the codebooks; None = they are to be fitted yet.
     """
 
-    def __init__(self, config: TokenizerConfig, num_kept: int | None = None) -> None:
+    def __init__(self, config: TokenizerConfig, alphabets: Alphabets | None = None) -> None:
         super().__init__()
         self.config = config
         channels = config.autoencoder.latent_channels
         self.analysis = Analysis(config.autoencoder.analysis)
         self.synthesis = Synthesis(config.autoencoder.synthesis)
-        self.quantizer = TrainableQuantizer(channels, num_kept or channels, config.quantizer)
+        self.quantizer = TrainableQuantizer(channels, config.quantizer, alphabets)
 
     def encode(self, x: Tensor, w: Tensor | float) -> Tensor:
         """Images -> tokens under the static prior.
@@ -35,8 +37,9 @@ class Tokenizer(nn.Module):
         Returns:
             (B, M, H / 16, W / 16) int64, of the levels `quantizer.level(w)`.
         """
-        level = self.quantizer.level(w).expand(len(x))
-        return self.quantizer.assign(self.analysis(x), self.quantizer.applied_w(w, level), level)
+        asked = torch.as_tensor(w, dtype=torch.float32).expand(len(x))
+        level = self.quantizer.level(asked)
+        return self.quantizer.assign(self.analysis(x), self.quantizer.applied_w(asked, level), level)
 
     def decode(self, tokens: Tensor, level: Tensor) -> Tensor:
         """Tokens (B, M, h, w) of levels (B,) -> reconstruction (B, 3, 16 h, 16 w) float32, not clamped."""

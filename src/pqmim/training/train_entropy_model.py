@@ -2,7 +2,7 @@
 
 Tokens are made on the fly from random crops at random trade-offs. Most batches predict every token in the step of the
 schedule that codes it, in one pass; the others any tokens given any others, so that the network can also fill arbitrary
-gaps. The loss is the mean code length of what is predicted, plain cross-entropy.
+gaps. The loss is the code length of what is predicted, in shares of what its level costs under static priors.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from pqmim.errors import ConfigError
-from pqmim.model_files import FLOAT_MODEL, MODEL_FILE
+from pqmim.model_files import FLOAT_MODEL, MODEL_FILE, SUFFIX, load_model
 from pqmim.schedule import quincunx_steps
 from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.data import STAGE_STEPS
 from pqmim.training.entropy_model import EntropyModel
 from pqmim.training.export import save_model
+from pqmim.training.import_entropy import import_entropy
 from pqmim.training.orders import Orders
 from pqmim.training.recipes import EntropyTraining
 from pqmim.training.tokenizer import Tokenizer
@@ -82,8 +83,23 @@ def draw_orders(model: EntropyModel, count: int, quincunx: Tensor, generator: to
     return Orders(label, label, everything[:, None], everything, orders.passes, is_whole=False)
 
 
+def earlier_weights(path: Path) -> dict[str, Tensor]:
+    """Float weights that a run left, or those of a token model's integers.
+
+    Raises:
+        ConfigError, ModelError: neither of these, or damaged.
+    """
+    if path.is_dir() or path.suffix == SUFFIX:
+        return import_entropy(load_model(path / MODEL_FILE if path.is_dir() else path))
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise ConfigError(f"{path}: cannot be read as weights of an earlier run") from error
+    return state
+
+
 def take_over_weights(model: EntropyModel, path: Path) -> None:
-    """Start from the float weights of an earlier run: all that have the same name and shape.
+    """Start from the weights of an earlier run, or of a token model: all that have the same name and shape.
 
     If the earlier model has fewer layers in the first group, the additional ones go before their last and add nothing.
 
@@ -92,11 +108,9 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
 
     Raises:
         ConfigError: no such file, or nothing in it fits.
+        ModelError: a damaged token model.
     """
-    try:
-        earlier = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, UnpicklingError) as error:
-        raise ConfigError(f"{path}: cannot be read as weights of an earlier run") from error
+    earlier = earlier_weights(path)
     own = model.state_dict()
     num_layers = 1 + max((int(name.split(".")[1]) for name in earlier if name.startswith("layers.")), default=-1)
     more = len(model.layers) - num_layers
@@ -110,14 +124,10 @@ def take_over_weights(model: EntropyModel, path: Path) -> None:
     same_shape = {name for name, tensor in earlier.items() if name in own and own[name].shape == tensor.shape}
     same_codewords = False
     if "token_values" in same_shape:
-        used = model.token_bias.detach().exp()  # (L, M, K)
-        used = torch.cat(
-            [used[:, m, :, None].expand(-1, -1, run.stop - run.start) for m, run in enumerate(model.runs)], 2
-        )
         values = own["token_values"]
-        moved = (used * (earlier["token_values"] - values).square()).sum()
-        same_codewords = bool(moved < SAME_CODEWORDS * (used * values.square()).sum())
-    constants = {"token_values", "first_prior"}
+        moved = (earlier["token_values"] - values).square().sum()
+        same_codewords = bool(moved < SAME_CODEWORDS * values.square().sum())
+    constants = {"token_values", "prior", "level_bits"}
     fitting = {
         name: earlier[name] for name in same_shape - constants if same_codewords or not name.startswith("token_")
     }
@@ -146,12 +156,11 @@ def validate_entropy_model(
     """
     row: dict[str, float] = {}
     for w, tokens in token_sets.items():
-        level = tokenizer.quantizer.level(w)
+        level = torch.full((len(tokens),), tokenizer.quantizer.levels.level(w), device=tokens.device)
         bits = sum(
-            float(model.schedule_bits(part, level.expand(len(part)), simulate=simulate).sum())
-            for part in tokens.split(16)
+            float(model.schedule_bits(part, level[: len(part)], simulate=simulate).sum()) for part in tokens.split(16)
         )
-        static = float(tokenizer.quantizer.prior_bits()[level].gather(1, tokens.transpose(0, 1).flatten(1)).sum())
+        static = float(tokenizer.quantizer.static_bits(tokens, level).sum())
         row[f"bpp_estimate@{w:.3g}"] = bits / (len(tokens) * pixels)
         row[f"saved_vs_static@{w:.3g}"] = 1 - bits / static
     return row
@@ -172,7 +181,7 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
     tokenizer, tokenizer_facts = load_tokenizer(config.tokenizer)
     tokenizer = tokenizer.to(run.device)
     photos = open_photos(run, config.data)
-    w_range = tokenizer.quantizer.w_range()
+    w_range = tokenizer.quantizer.levels.w_range()
 
     @torch.no_grad()
     def tokens_of(x: Tensor, w: Tensor | float) -> Tensor:
@@ -187,26 +196,26 @@ def train(config: EntropyTraining, *, resume: str | Path | None = None) -> Path:
         take_over_weights(model, config.start_from)
     stage = config.stage
     quincunx = torch.from_numpy(quincunx_steps(*token_sets[w_range[0]].shape[2:]))
-    first_simulated = int(config.quantize_after * stage.steps)
+    is_simulated = False
 
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
+        nonlocal is_simulated
+        is_simulated = draws.progress >= config.quantize_after
         w = draw_w(tokenizer.quantizer, draws)
         tokens = tokens_of(x, w)
         orders = draw_orders(model, stage.batch_size, quincunx, draws.generator)
-        # The mean is over the whole batch, whatever part of it is here.
-        total = orders.num_predicted(model.schedule, stage.batch_size)
         orders = orders.of_samples(draws.mine)
         with run.autocast():
             level = tokenizer.quantizer.level(w)
-            bits = model.code_length(tokens, level, orders, simulate=step >= first_simulated)
-        return {"loss": bits / max(1, total)}
+            bits = model.code_length(tokens, level, orders, simulate=is_simulated)
+        # In shares of what the level costs anyway: else the finest ones, of fifty times the bits, would rule.
+        shares = bits / (model.level_bits[level] * quincunx.numel())
+        return {"loss": shares.sum() / stage.batch_size}
 
     def validate(averaged: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(averaged, EntropyModel)
         with run.autocast():
-            return validate_entropy_model(
-                averaged, tokenizer, token_sets, config.data.crop**2, simulate=step > first_simulated
-            )
+            return validate_entropy_model(averaged, tokenizer, token_sets, config.data.crop**2, simulate=is_simulated)
 
     if not run.is_done("entropy"):
         # One step of Adam moves a head output by about learning rate x width, and the logits by several times that: the

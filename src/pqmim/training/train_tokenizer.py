@@ -1,12 +1,9 @@
-"""Train the tokenizer for rate and distortion together, in four stages (docs/training.md).
+"""Train analysis, codebooks and a first synthesis for rate and distortion together, in two stages (docs/training.md).
 
 1. *transform*: no codebooks. The latent is rounded with a step drawn per sample, a factorized density gives its rate.
-2. *codebooks*: channels are ordered by rate and cut into runs, codebooks fitted by entropy-constrained Lloyd
-   iterations.
-3. *joint*: everything at once through the quantizer at the real assignment and rate, with the trade-off and the number
-   of sub-quantizers kept drawn per sample, so that one model serves all rates and any prefix of the sub-quantizers
-   makes a picture.
-4. *finetune*: the same for the synthesis alone. Tokens stay as they are, so the entropy model can be trained beside it.
+2. *codebooks*: channels are ordered by rate, a lattice is fitted to each at each level (`codebook_fitting`).
+
+From then on tokens stay as they are: entropy model and decoders are trained for them, each by itself.
 """
 
 from __future__ import annotations
@@ -22,25 +19,17 @@ from pqmim.config import STRIDE
 from pqmim.errors import ConfigError
 from pqmim.training.autoencoder import grow
 from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
+from pqmim.training.codebook_fitting import fit_quantizer
 from pqmim.training.data import STAGE_STEPS, Sampler
 from pqmim.training.losses import mean_psnr, mean_squared_error, straight_through
 from pqmim.training.recipes import TokenizerTraining
 from pqmim.training.tokenizer import Tokenizer
-from pqmim.training.tokenizer_validation import save_sample_pictures, validate_tokenizer
-from pqmim.training.trainable_quantizer import (
-    LOG2,
-    FactorizedDensity,
-    TrainableQuantizer,
-    fit_codebook,
-    order_channels,
-)
+from pqmim.training.tokenizer_validation import validate_tokenizer
+from pqmim.training.trainable_quantizer import LOG2, FactorizedDensity, TrainableQuantizer
 from pqmim.training.training_run import Draws, TrainingRun, fit, open_photos
 
 DEAD_ZONE = 0.1
 """Rounding offset of the first stage, in steps: values up to 0.6 steps become zero, as a rate-aware choice would do."""
-CODEBOOK_RATE = 10.0
-"""Learning rate of codewords and static priors in the third stage, in multiples of the stage's: they are large numbers,
-and most of them get a gradient now and then only."""
 DENSITY_STEPS, DENSITY_BATCHES, DENSITY_RATE = 300, 12, 0.03
 """How the density is fitted to transforms that were taken over: steps, batches of eight crops, learning rate."""
 TRANSFORMS = "transforms.safetensors"
@@ -112,49 +101,32 @@ def train(config: TokenizerTraining, *, resume: str | Path | None = None) -> Pat
     photos = open_photos(run, config.data)
     sampler, held_out = photos.sampler, photos.held_out
     torch.manual_seed(config.run.seed)
-    tokenizer, earlier = Tokenizer(config.model), None
+    tokenizer = Tokenizer(config.model)
     if config.start_from is not None:
-        earlier = take_over_transforms(tokenizer, config.start_from)
-        if earlier is None and config.codebooks.iterations == 0:
-            raise ConfigError(f"{config.start_from}: start_from: new codebooks need codebooks.iterations above 0")
+        take_over_transforms(tokenizer, config.start_from)
     tokenizer = tokenizer.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    facts = {"recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS), **photos.facts}
     transform = TransformStage(tokenizer).to(run.device)
-    if config.start_from is not None and run.resumed is None and (earlier is None or config.transform.steps):
+    if config.start_from is not None and run.resumed is None:
         density = run.workers.from_main(lambda: fit_density(config, transform, sampler, run).cpu())
         transform.density.load_state_dict(density.state_dict())
     if not run.is_done("transform"):
         train_transform(run, config, transform, sampler, held_out)
-        if run.workers.is_main:  # no codebooks yet, but what another range of rates or another quantizer starts from
-            facts = {"recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS), **photos.facts}
+        if run.workers.is_main:  # no codebooks yet, but what another range of rates starts from
             save_tokenizer(config.run.output / TRANSFORMS, tokenizer, facts)
     elif "codebooks" not in run.resumed["done"]:  # type: ignore[index]
         transform.load_state_dict(run.resumed["module"])  # type: ignore[index]
 
     path = config.run.output / "tokenizer.safetensors"
-
-    def write() -> None:
-        if not run.workers.is_main:
-            return
-        numbers = validate_tokenizer(tokenizer, held_out, run)
-        facts = {
-            "recipe": config.model_dump(mode="json", exclude=NOT_IN_FACTS),
-            **photos.facts,
-            "validation": {name: round(number, 4) for name, number in numbers.items()},
-        }
-        save_tokenizer(path, tokenizer, facts)
-
-    if run.is_done("codebooks"):
-        tokenizer = restore_tokenizer(config, run.resumed["module"]).to(run.device)  # type: ignore[index]
-    else:
-        quantizer = run.workers.from_main(lambda: fit_codebooks(config, transform, sampler, run, earlier).cpu())
+    if not run.is_done("codebooks"):
+        quantizer = run.workers.from_main(lambda: fit_codebooks(config, transform, sampler, run).cpu())
         tokenizer.quantizer = quantizer.to(run.device)
-        run.save("codebooks", ["transform", "codebooks"], 0, module=tokenizer.state_dict())
-        write()  # from here on the entropy model can be trained
-    for stage in ("joint", "finetune"):
-        if not run.is_done(stage):
-            train_quantized(run, config, stage, tokenizer, sampler, held_out)
-            write()
+        if run.workers.is_main:
+            numbers = validate_tokenizer(tokenizer, held_out, run)
+            facts |= {"validation": {name: round(number, 4) for name, number in numbers.items()}}
+            save_tokenizer(path, tokenizer, facts)
+        run.save("codebooks", ["transform", "codebooks"], 0, module={})
     return path
 
 
@@ -190,7 +162,8 @@ def train_transform(
     finest = step_of_lambda(rate.lambda_max, unit)
 
     def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        coarseness = torch.exp(0.5 * log_range * draws.uniform())  # step / finest step
+        fraction = draws.uniform() ** (1 / config.rate_emphasis)
+        coarseness = torch.exp(0.5 * log_range * fraction)  # step / finest step
         noise = draws.noise(config.model.autoencoder.latent_channels, x.shape[2] // STRIDE, x.shape[3] // STRIDE)
         bpp, mse = transform(x, finest * coarseness[:, None, None, None], noise, run.bf16)
         cost = rate.lambda_max / coarseness**2 * mse + bpp
@@ -235,68 +208,26 @@ def train_transform(
 
 @torch.no_grad()
 def fit_codebooks(
-    config: TokenizerTraining,
-    transform: TransformStage,
-    sampler: Sampler,
-    run: TrainingRun,
-    earlier: TrainableQuantizer | None,
+    config: TokenizerTraining, transform: TransformStage, sampler: Sampler, run: TrainingRun
 ) -> TrainableQuantizer:
-    """Second stage: order the channels, cut them into runs, fit a codebook to each; or refine those of an earlier run,
-    so that tokens keep their meaning."""
+    """Second stage: codebooks for the latents of crops that the first stage did not draw."""
     settings, sizes = config.codebooks, config.model.quantizer
-    if earlier is not None and settings.iterations == 0:
-        return earlier.requires_grad_(True)
     transform.eval()
-    finest = step_of_lambda(config.rate.lambda_max, config.model.autoencoder.latent_unit)
-    latents, bits = [], []
+    latents = []
     for batch in range(-(-settings.crops // 8)):
-        x = sampler.batch(STAGE_STEPS + batch, 8)  # crops that the first stage did not draw
         with run.autocast():
-            z = transform.analysis(x)
-        step = torch.full((len(x), 1, 1, 1), finest, device=x.device)
-        bits.append(transform.density.bits((z / finest).round() * finest, step).mean((0, 2, 3)))
-        latents.append(z.permute(0, 2, 3, 1).flatten(0, 2).cpu())
-    values = torch.cat(latents)
-    if earlier is None:
-        mean_bits = torch.stack(bits).mean(0).cpu()
-        order, boundaries = order_channels(mean_bits, sizes.num_subquantizers, sizes.min_channel_rate)
-        quantizer = TrainableQuantizer(values.shape[1], len(order), sizes)
-        quantizer.order.copy_(order)
-        quantizer.boundaries_tensor.copy_(torch.tensor(boundaries))
-        coarsest = float(w_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit))
-        quantizer.level_log_w.copy_(torch.linspace(math.log(settings.w), math.log(coarsest), sizes.num_levels))
-    else:
-        quantizer = earlier.requires_grad_(True)
-    quantizer.default.copy_(values.mean(0))
-    for level, log_w in enumerate(quantizer.level_log_w.tolist()):
-        entropies = []
-        for m, columns in enumerate(quantizer.runs()):
-            start = None
-            if earlier is not None:
-                start = (quantizer.codebook[level, :, columns], quantizer.prior_logits[level, m].softmax(0))
-            codewords, probabilities = fit_codebook(
-                values[:, quantizer.order[columns]],
-                sizes.num_codewords,
-                math.exp(log_w),
-                settings.iterations,
-                torch.Generator().manual_seed(config.run.seed),
-                start,
-            )
-            quantizer.codebook[level, :, columns] = codewords
-            quantizer.prior_logits[level, m] = probabilities.log()
-            entropies.append(float(-(probabilities * probabilities.log2()).sum()))
-        run.log("codebooks", level, {"bits": sum(entropies), "most_bits": max(entropies), "least_bits": min(entropies)})
-    return quantizer.to(run.device)
+            z = transform.analysis(sampler.batch(STAGE_STEPS + batch, 8))
+        latents.append(z.permute(0, 2, 3, 1).flatten(0, 2).float().cpu())
+    coarsest = float(w_of_lambda(config.rate.lambda_min, config.model.autoencoder.latent_unit))
+    log_w = torch.linspace(math.log(settings.w), math.log(coarsest), sizes.num_levels)
+    return fit_quantizer(torch.cat(latents), log_w, sizes).to(run.device)
 
 
-def take_over_transforms(tokenizer: Tokenizer, path: Path) -> TrainableQuantizer | None:
+def take_over_transforms(tokenizer: Tokenizer, path: Path) -> None:
     """Start from the transforms of an earlier run, grown to the sizes of this one.
 
-    Returns:
-        Its quantizer; None if it has none yet, or if this latent has more channels, which need codebooks of their own.
-
     Raises:
-        ConfigError: another quantizer, or larger transforms.
+        ConfigError: larger transforms.
         ModelError: missing or damaged file.
     """
     earlier, _ = load_tokenizer(path)
@@ -305,94 +236,9 @@ def take_over_transforms(tokenizer: Tokenizer, path: Path) -> TrainableQuantizer
         grow(tokenizer.synthesis, earlier.synthesis)
     except ValueError as error:
         raise ConfigError(f"{path}: start_from: the recipe's transforms have {error} than this tokenizer") from error
-    has_codebooks = bool(earlier.quantizer.codebook.any())
-    if not has_codebooks or tokenizer.quantizer.num_channels > earlier.quantizer.num_channels:
-        return None
-    if earlier.config.quantizer != tokenizer.config.quantizer:
-        raise ConfigError(f"{path}: start_from: the quantizer of this tokenizer is not that of the recipe")
-    return earlier.quantizer
-
-
-def restore_tokenizer(config: TokenizerTraining, state: dict[str, Tensor]) -> Tokenizer:
-    """Tokenizer from a checkpoint written after the second stage."""
-    tokenizer = Tokenizer(config.model, num_kept=len(state["quantizer.order"]))
-    tokenizer.load_state_dict(state)
-    return tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def draw_w(quantizer: TrainableQuantizer, draws: Draws) -> Tensor:
     """Trade-offs to ask for (B,), squared latent units per bit, log-uniform over all that the levels serve."""
-    low, high = quantizer.w_range()
+    low, high = quantizer.levels.w_range()
     return torch.exp(math.log(low) + math.log(high / low) * draws.uniform())
-
-
-def train_quantized(
-    run: TrainingRun, config: TokenizerTraining, name: str, tokenizer: Tokenizer, sampler: Sampler, held_out: Tensor
-) -> None:
-    """Third and fourth stage: through the quantizer, all of the tokenizer ("joint") or the synthesis ("finetune")."""
-    joint = name == "joint"
-    stage, unit = (config.joint if joint else config.finetune), config.model.autoencoder.latent_unit
-    num_subquantizers = config.model.quantizer.num_subquantizers
-    quantizer = tokenizer.quantizer
-
-    def losses(step: int, x: Tensor, draws: Draws) -> dict[str, Tensor]:
-        w = draw_w(quantizer, draws)
-        level = quantizer.level(w)
-        applied = quantizer.applied_w(w, level)
-        # The finest level has too few codewords to reach the slope that its w stands for.
-        served = applied.clamp_min(float(w_of_lambda(config.rate.lambda_max, unit)))
-        lam = w_of_lambda(served, unit)  # it is its own inverse
-        with torch.set_grad_enabled(joint), run.autocast():
-            z = tokenizer.analysis(x)
-        tokens = quantizer.assign(z, applied, level)
-        kept = 1 + (draws.uniform(1) * (num_subquantizers - 1)).long()
-        kept[draws.uniform(1) >= config.nested_share] = num_subquantizers
-        known = (torch.arange(num_subquantizers, device=x.device) < kept)[:, :, None, None]
-        whole = kept[:, 0] == num_subquantizers
-        with torch.set_grad_enabled(joint):
-            z_q = quantizer.dequantize(tokens, level, known)
-            if joint:
-                bits = quantizer.smoothed_bits(z, tokens, served, level).sum((1, 2, 3))
-                # The straight-through gradient: to the analysis, beside that to the codewords.
-                z_q = z_q + torch.where(whole[:, None, None, None], z - z.detach(), 0)
-        with run.autocast():
-            x_hat = tokenizer.synthesis(z_q)
-        mse = mean_squared_error(x_hat, x)
-        # Truncated samples count as much as coarse ones, else their large errors would rule.
-        weight = torch.where(whole, lam, config.rate.lambda_min)
-        cost = weight * mse
-        terms = {"mse": mse}
-        if joint:
-            bpp = bits / (x.shape[2] * x.shape[3])
-            cost = cost + torch.where(whole, bpp, 0)
-            terms["bpp"] = bpp
-        # sqrt(lambda_max / lambda) is the weight of the first stage.
-        terms["loss"] = (config.rate.lambda_max / weight).sqrt() * cost
-        return {name: term.sum() / stage.batch_size for name, term in terms.items()}
-
-    def validate(averaged: nn.Module, step: int) -> dict[str, float]:
-        assert isinstance(averaged, Tokenizer)
-        w = float(w_of_lambda(math.sqrt(config.rate.lambda_min * config.rate.lambda_max), unit))
-        save_sample_pictures(run.config.output / "samples", averaged, held_out[:4], step, w)
-        return validate_tokenizer(averaged, held_out, run)
-
-    networks = [tokenizer.analysis, tokenizer.synthesis] if joint else [tokenizer.synthesis]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for network in networks for n, p in network.named_parameters() if n != "linear"]},
-        {"params": [network.linear for network in networks], "lr": 0.1},
-    ]
-    if joint:
-        groups.append({"params": list(quantizer.parameters()), "lr": CODEBOOK_RATE})
-    before = ["transform", "codebooks"] if joint else ["transform", "codebooks", "joint"]
-    fit(
-        run,
-        name,
-        stage,
-        tokenizer,
-        groups,
-        crops=lambda step, part: sampler.batch((3 if joint else 2) * STAGE_STEPS + step, stage.batch_size, part),
-        losses=losses,
-        validate=validate,
-        done=before,
-        compiled=[tokenizer.analysis, tokenizer.synthesis],
-    )
