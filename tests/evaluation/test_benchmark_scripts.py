@@ -240,7 +240,9 @@ def test_design_rows(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "transform.batch_size=2",
         "transform.warmup_steps=1",
         "transform.learning_rate=3e-3",
+        "start_from=null",
         "model.autoencoder.latent_channels=16",
+        "model.quantizer.num_subquantizers=16",
         "model.autoencoder.channels=[8,16,32]",
     ]
     changes = [argument for setting in small for argument in ("--set", setting)]
