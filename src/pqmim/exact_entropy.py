@@ -103,6 +103,10 @@ class ExactEntropyModel:
         end = self.alphabets.end(level)
         return tuple(step for step in self.schedule.steps if step.first < end)
 
+    def num_groups(self, level: int) -> int:
+        """Groups up to the last one of which anything is coded at a level."""
+        return self.steps(level)[-1].group + 1
+
     def start(self, height: int, width: int, level: int) -> EntropyState:
         """State of a grid of which nothing is known but its level."""
         return EntropyState(height, width, level, self._config)

@@ -46,7 +46,8 @@ def expected_latent(
     if known.all():
         return latent
     z = latent.reshape(latent.shape[1], -1)
-    for group, head in enumerate(entropy_model.heads_of_known(height, width, level, tokens, known)):
+    groups = range(entropy_model.num_groups(level))
+    for group, head in zip(groups, entropy_model.heads_of_known(height, width, level, tokens, known), strict=False):
         first, last = entropy_model.schedule.group_bounds(group)
         positions = np.flatnonzero((~known[first:last]).any(0))
         if len(positions) == 0:
@@ -93,7 +94,7 @@ def sample(
     random = np.random.PCG64(seed)
     m, height, width = grid.tokens.shape
     tokens, known = grid.tokens.reshape(m, -1).copy(), grid.known.reshape(m, -1).copy()
-    for group in range(schedule.num_groups):
+    for group in range(entropy_model.num_groups(level)):
         first, last = schedule.group_bounds(group)
         share = schedule.group_steps[group] / sum(schedule.group_steps)
         num_passes = max(1, round(share * (num_steps or sum(schedule.group_steps))))
