@@ -50,7 +50,7 @@ def recipes(tmp_path: Path) -> Path:
                 "codebooks": {"crops": 8},
             }
         elif path.stem == "entropy":
-            recipe["model"] = TINY_ENTROPY.as_dict()
+            recipe |= {"model": TINY_ENTROPY.as_dict(), "start_from": None}
         else:
             recipe |= {"channels": None, "blocks": None}
         if path.stem == "vivid":

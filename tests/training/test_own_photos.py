@@ -21,7 +21,14 @@ TOKENIZER_CHANGES = [
     "transform.steps=60",
     "codebooks.crops=48",
 ]
-ENTROPY_CHANGES = ["model.width=64", "model.num_layers=2", "model.group_sizes=[6,12,12]", "stage.steps=30", "name=mine"]
+ENTROPY_CHANGES = [
+    "start_from=null",
+    "model.width=64",
+    "model.num_layers=2",
+    "model.group_sizes=[6,12,12]",
+    "stage.steps=30",
+    "name=mine",
+]
 DATA_CHANGES = ["data.crop=128", "data.validation_photos=4"]
 """The recipes of `photo`, small enough for a test."""
 
