@@ -1,9 +1,9 @@
 """Product quantizer over runs of ordered latent channels, as the codec uses it.
 
 A position's latent has D channels. They are put in order of their rate, near-dead ones are dropped, and the ordered
-list is cut into M *runs* of about equal rate; sub-quantizer m quantizes run m to one of K codewords. The leading
-sub-quantizers so hold a channel or two and carry the picture, the last ones hold many quiet channels, where vector
-quantization gains most over scalar quantization. Quantization is *entropy-constrained*: a codeword is chosen by
+list is cut into M *runs*; sub-quantizer m quantizes run m to one of its codewords. The leading sub-quantizers so carry
+the picture. A run may be one channel, its codewords a lattice (`training.codebook_fitting`), or several. Quantization
+is *entropy-constrained*: a codeword is chosen by
 
     |z_m - c_k|^2 + w * bits(k),
 
@@ -11,8 +11,9 @@ where w (squared latent units per bit) sets the rate (Chou, Lookabaugh and Gray 
 quantization"; Jegou, Douze and Schmid 2011, "Product quantization for nearest neighbor search").
 
 w may have any value, but codewords that are right for one w are too dense or too sparse for another. So there is a set
-of codebooks for each of a few *levels*, trade-offs spread over the range of rates; `levels.Levels` says which of them
-serves what is asked for. The trainable form is `training.trainable_quantizer`.
+of codebooks for each of a few *levels*, trade-offs spread over the range of rates, with as many codewords for each
+sub-quantizer as it needs there (`alphabets`); `levels.Levels` says which level serves what is asked for. The trainable
+form is `training.trainable_quantizer`.
 """
 
 from __future__ import annotations
