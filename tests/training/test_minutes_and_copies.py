@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import synthetic_photo
-from PIL import Image
 from training.test_training import logged, tokenizer_config
 
 from pqmim.errors import ConfigError
@@ -14,14 +12,6 @@ from pqmim.training.checkpoint_copies import read_copy, write_copy
 from pqmim.training.checkpoints import load_tokenizer
 from pqmim.training.recipes import StageConfig
 from pqmim.training.training_run import TimeIsUp, learning_rate_factor, stage_progress
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for index in range(8):
-        Image.fromarray(synthetic_photo(72 + index, 80, index)).save(folder / f"{index:02}.png")
-    return folder
 
 
 class Clock:

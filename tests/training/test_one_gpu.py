@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import yaml
 from pictures import synthetic_photo
-from PIL import Image
 from training.test_minutes_and_copies import Clock
 from training.test_train_decoder import TinyFeatures
 from training.tiny_networks import TINY_ENTROPY, TINY_TOKENIZER
@@ -19,14 +18,6 @@ from pqmim.training import one_gpu, train_decoder, training_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "one_gpu.sh"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for index in range(8):
-        Image.fromarray(synthetic_photo(72 + index, 80, index)).save(folder / f"{index:02}.png")
-    return folder
 
 
 @pytest.fixture

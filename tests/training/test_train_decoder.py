@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import synthetic_photo
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -48,21 +47,6 @@ class TinyFeatures(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         first = self.first(x)
         return [first, self.second(first.relu())]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for index in range(10):
-        Image.fromarray(synthetic_photo(72 + index, 80, index)).save(folder / f"{index:02}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokens_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokens") / "tokenizer.safetensors"
-    save_tokenizer(path, make_tiny_tokenizer(), {})
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -4,31 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import synthetic_photo
-from PIL import Image
 from torch import Tensor
 from training.test_minutes_and_copies import Clock
 from training.test_training import entropy_config, logged, until_done, with_stages
-from training.tiny_networks import make_tiny_tokenizer
 
 from pqmim.training import train_entropy_model, training_run
-from pqmim.training.checkpoints import save_tokenizer
 from pqmim.training.entropy_model import EntropyModel
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for index in range(8):
-        Image.fromarray(synthetic_photo(72 + index, 80, index)).save(folder / f"{index:02}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokens_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokens") / "tokenizer.safetensors"
-    save_tokenizer(path, make_tiny_tokenizer(), {})
-    return path
 
 
 def listen_to_code_lengths(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
