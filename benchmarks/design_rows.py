@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -169,13 +170,13 @@ def transform_row(options: argparse.Namespace, name: str, folder: Path) -> Row:
 
 
 def trade_offs(quantizer: TrainableQuantizer) -> list[float]:
-    """What to ask for to have each level applied at the w that it was made for."""
-    return [quantizer.levels.asking_for(w) for w in quantizer.level_log_w.exp().tolist()]
+    """As many as there are levels, over all that they serve; squared latent units per bit."""
+    return np.geomspace(*quantizer.levels.w_range(), quantizer.num_levels).tolist()
 
 
 @torch.no_grad()
 def tokenizer_row(tokenizer: Tokenizer, held_out: Tensor) -> Row:
-    """bpp under the static priors and PSNR, each level at the trade-off that it was made for."""
+    """bpp under the static priors and PSNR, at trade-offs over the range of the levels."""
     quantizer, row = tokenizer.quantizer, Row(bpp=[], psnr=[])
     for w in trade_offs(quantizer):
         bits, errors = 0.0, []

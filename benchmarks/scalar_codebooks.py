@@ -1,6 +1,6 @@
 """Product codebooks against scalar lattices on the latents of trained transforms, at the same trade-offs.
 
-    python benchmarks/scalar_codebooks.py --data PHOTOS --tokenizer checkpoints/every-rate/fast.safetensors \
+    python benchmarks/scalar_codebooks.py --data PHOTOS --tokenizer src/pqmim/weights/photo/fast.safetensors \
         [--w 0.0375 0.12 0.4 1.3 4 13] [--books 80x96 128x192] [--crops 600]
 
 Codebooks and lattices are fitted to crops of training photos and judged on held-out ones: bits per pixel under static

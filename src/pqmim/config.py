@@ -276,13 +276,10 @@ class QualityRange(Shape):
     Attributes:
         w_at_0: squared latent units per bit at quality 0.
         w_at_100: the same at quality 100.
-        is_applied: whether these are the w that are applied, by the level that was made for about that w: codewords fit
-            best then, but sizes jump from level to level.
     """
 
     w_at_0: float = 30.0
     w_at_100: float = 0.3
-    is_applied: bool | None = None
 
     def __post_init__(self) -> None:
         _check("w_at_0", self.w_at_0, above=0)

@@ -4,8 +4,8 @@ They lie beside the token model's file. A decoder has a name and an id of its ow
 weights, and says which token model it is for; any decoder of a token model decodes any of its files.
 
 A decoder may name its *faithful* one, of the same shape, which it was fine-tuned from for pictures that look real. Its
-file holds the difference to that one's weights, in int8 with a unit for each output, which takes half the room, and
-*realism* r in [0, 1] says how much of it is added: weights are faithful + r * difference.
+file holds the difference to that one's weights, where there is one, in int8 with a unit for each output, which takes
+less than half the room, and *realism* r in [0, 1] says how much of it is added: weights are faithful + r * difference.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class DecoderFile(NetworkFile):
         token_model: id of the token model that it is for.
         faithful: id of the decoder that it was fine-tuned from for realism, if it was.
         realism: how much of the difference to the faithful decoder is in the tensors; None without one.
+        faithful_decoder: that one.
     """
 
     decoder_id: bytes
@@ -58,6 +59,7 @@ class DecoderFile(NetworkFile):
     config: TransformConfig
     faithful: bytes | None = None
     realism: float | None = None
+    faithful_decoder: DecoderFile | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ def load_decoder(source: Path | bytes, *, realism: float | None = None) -> Decod
     if not 0 <= realism <= 1:
         raise ValueError(f"realism must be 0 to 1, not {realism:g}")
     faithful = load_decoder(faithful_file(source, decoder))
-    return replace(decoder, tensors=_moved(decoder, faithful, realism, label), realism=realism)
+    tensors = _moved(decoder, faithful, realism, label)
+    return replace(decoder, tensors=tensors, realism=realism, faithful_decoder=faithful)
 
 
 def faithful_file(source: Path | bytes, decoder: DecoderFile) -> Path:
@@ -192,6 +195,8 @@ def difference(own: Mapping[str, NDArray[Any]], faithful: Mapping[str, NDArray[A
     """
     found: dict[str, NDArray[Any]] = {}
     for name, tensor in own.items():
+        if np.array_equal(tensor, faithful[name]):
+            continue
         moved = (tensor.astype(np.float32) - faithful[name].astype(np.float32)).reshape(len(tensor), -1)
         unit = np.maximum(np.abs(moved).max(1, keepdims=True) / np.float32(127), np.float32(1e-12))
         key = name.removeprefix(SYNTHESIS_PREFIX)
@@ -211,6 +216,8 @@ def _moved(decoder: DecoderFile, faithful: DecoderFile, realism: float, label: s
 
     def weight(name: str, start: NDArray[Any]) -> NDArray[Any]:
         key = name.removeprefix(SYNTHESIS_PREFIX)
+        if DIFFERENCE_PREFIX + key not in stored:
+            return start
         moved, unit = stored[DIFFERENCE_PREFIX + key], stored[UNIT_PREFIX + key]
         if moved.shape != start.shape or unit.shape != (len(start),):
             raise KeyError

@@ -24,13 +24,13 @@ from pqmim.image_io import (
     resize_picture,
 )
 from pqmim.networks import Networks
-from pqmim.options import EncodeOptions, OnProgress
+from pqmim.options import EncodeOptions, OnProgress, Tune
 from pqmim.token_coding import token_bytes
 
-COARSEST_W = 18.0
+COARSEST_W = 15.0
 """Where a size would take asking for a coarser trade-off than this (squared latent units per bit), the picture is coded
 at half its size or less; chosen on the validation photos."""
-SCALED_SHARE = 0.9
+SCALED_SHARE = 0.85
 """Bytes of a scaled picture per byte of the same one in full size at COARSEST_W, both as the static priors estimate
 them: what makes real sizes meet there; measured on the validation photos."""
 COARSER = 4.0
@@ -176,7 +176,9 @@ class FileEncoder:
             height, width = rgb.shape[:2]
             rgb = resize_picture(rgb, -(-width // scale), -(-height // scale))
         regions = [region.scaled_down(scale) for region in options.regions]
-        return PictureEncoder(self._networks, rgb, options, regions, judge=judge, on_progress=on_progress)
+        # Errors of a picture in which detail was made up say little about what is to be sent.
+        networks = self._networks if options.tune == Tune.VIVID else self._networks.faithful
+        return PictureEncoder(networks, rgb, options, regions, judge=judge, on_progress=on_progress)
 
 
 def _metadata_section(image: ImageLike, picture: Picture) -> bytes | None:

@@ -15,19 +15,17 @@ class Levels:
     """The levels of a model.
 
     Args:
-        made_for: natural logarithms of the w that each level was made for, at least one, ascending.
-        applied: of each level the logarithms of the finest and the coarsest w that it applies; each ends coarser than
-            the next one begins.
+        applied: of each level, at least one, the natural logarithms of the finest and the coarsest w that it applies,
+            both ascending; each ends coarser than the next one begins.
     """
 
-    def __init__(self, made_for: Sequence[float], applied: Sequence[Sequence[float]]) -> None:
-        self._made_for = [float(value) for value in made_for]
+    def __init__(self, applied: Sequence[Sequence[float]]) -> None:
         self._starts, self._ends = ([float(bounds[side]) for bounds in applied] for side in (0, 1))
         self._handovers = [(end + start) / 2 for end, start in zip(self._ends, self._starts[1:], strict=False)]
         self._lines = [self._line(level) for level in range(len(self))]
 
     def __len__(self) -> int:
-        return len(self._made_for)
+        return len(self._starts)
 
     def level(self, w: float) -> int:
         """Level that serves a trade-off, squared latent units per bit."""
@@ -42,13 +40,6 @@ class Levels:
         """
         slope, asked, applied = self._lines[level]
         return math.exp(applied + slope * (math.log(w) - asked))
-
-    def asking_for(self, w: float) -> float:
-        """What to ask for to have w itself applied, by the level made for about that w, whose codewords fit best."""
-        log_w = math.log(w)
-        starts, ends = [-math.inf, *self._starts[1:]], [*self._ends[:-1], math.inf]
-        serving = [level for level in range(len(self)) if starts[level] <= log_w <= ends[level]]
-        return self._asked(log_w, min(serving or [0], key=lambda level: abs(log_w - self._made_for[level])))
 
     def w_range(self) -> tuple[float, float]:
         """Finest and coarsest trade-off worth asking for, squared latent units per bit."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cached_property
+
 from pqmim.decoder_files import DecoderFile, check_fits
 from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.model_files import ModelFile
@@ -35,14 +38,26 @@ class Networks:
         self.name = model.name
         self.model_id = model.model_id
         self.device = resolve_device(device)
+        self._model, self._decoder = model, decoder
         workers = Workers(threads or default_threads())
         self._quality = model.config.quality
         check_quantizer_weights(model.tensors, model.config.tokenizer)
         self.quantizer = ProductQuantizer(model.tensors, workers)
-        self.transforms = Transforms(model, decoder, threads=workers.threads, device=self.device)
+        self._threads = workers.threads
+        self.transforms = Transforms(model, decoder, threads=self._threads, device=self.device)
         self.entropy_model = ExactEntropyModel(model, workers, kernel=kernel, device=self.device)
 
     def w(self, quality: float) -> float:
         """Trade-off to ask for at a quality, squared latent units per bit."""
-        w = self._quality.w(quality)
-        return self.quantizer.levels.asking_for(w) if self._quality.is_applied else w
+        return self._quality.w(quality)
+
+    @cached_property
+    def faithful(self) -> Networks:
+        """The same with the faithful decoder that this one was made from; these ones, if it was made from none."""
+        decoder = self._decoder.faithful_decoder
+        if decoder is None:
+            return self
+        other = copy.copy(self)
+        other._decoder = decoder
+        other.transforms = Transforms(self._model, decoder, threads=self._threads, device=self.device)
+        return other

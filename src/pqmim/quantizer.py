@@ -71,8 +71,6 @@ def check_quantizer_weights(tensors: Mapping[str, NDArray[Any]], config: TokensC
     check("default", np.float16, (num_channels,))
     check("prior_logits", np.float16, (alphabets.num_codewords,))
     applied = check("level_range", np.float16, (num_levels, 2)).astype(np.float64).T
-    if not _rises(check("level_log_w", np.float16, (num_levels,))):
-        raise ModelError(f"weights of {PREFIX}level_log_w are out of bounds")
     starts, ends = applied[0, 1:], applied[1, :-1]
     if not (_rises(applied) and (starts <= ends).all() and _rises(starts + ends)):
         raise ModelError(f"weights of {PREFIX}level_range are out of bounds")
@@ -110,7 +108,7 @@ class ProductQuantizer:
         self._codebook = get("codebook").astype(np.float32)
         self._prior_logits = get("prior_logits")
         self.default = get("default").astype(np.float32)
-        self.levels = Levels(get("level_log_w").tolist(), get("level_range").tolist())
+        self.levels = Levels(get("level_range").tolist())
         self._by_level: dict[int, list[_Codebook]] = {}
 
     @property

@@ -8,14 +8,13 @@ import pytest
 
 from pqmim.levels import Levels
 
-MADE_FOR = (0.5, 1.3, 3.4, 9.0, 23.0, 60.0)
 APPLIED = ((0.06, 0.5), (0.26, 3.5), (1.8, 9.2), (4.8, 24.3), (12.2, 62.0), (32.0, 200.0))
 """The finest level ends early, and the next one begins early."""
 
 
 @pytest.fixture(scope="module")
 def levels() -> Levels:
-    return Levels(np.log(MADE_FOR).tolist(), np.log(APPLIED).tolist())
+    return Levels(np.log(APPLIED).tolist())
 
 
 def test_levels_take_turns_over_the_range_of_trade_offs(levels: Levels) -> None:
@@ -24,7 +23,6 @@ def test_levels_take_turns_over_the_range_of_trade_offs(levels: Levels) -> None:
     assert found[0] == 0
     assert found[-1] == 5
     assert {b - a for a, b in pairwise(found)} == {0, 1}
-    assert [levels.level(w) for w in MADE_FOR][1:] == [1, 2, 3, 4, 5]
 
 
 def test_levels_hand_over_where_their_ranges_say(levels: Levels) -> None:
@@ -41,19 +39,6 @@ def test_levels_hand_over_where_their_ranges_say(levels: Levels) -> None:
         assert levels.applied_w(1.1 * w, 3) > levels.applied_w(w, 3)
 
 
-def test_asking_for_a_trade_off_applies_it(levels: Levels) -> None:
-    """By the level made for the nearest one; the finest level, which ends early, leaves the others more."""
-    before = 0.0
-    for w in np.geomspace(0.1, 1000, 200).tolist():
-        asked = levels.asking_for(w)
-        level = levels.level(asked)
-        assert levels.applied_w(asked, level) == pytest.approx(w, rel=1e-9)
-        assert asked > before
-        before = asked
-        nearest = int(np.abs(np.log(MADE_FOR) - math.log(w)).argmin())
-        assert level == nearest or (nearest == 0 and level == 1 and w > MADE_FOR[0])
-
-
 def test_range_worth_asking_for(levels: Levels) -> None:
     """The outermost levels apply the ends of their ranges there."""
     finest, coarsest = levels.w_range()
@@ -66,7 +51,7 @@ def test_range_worth_asking_for(levels: Levels) -> None:
 def test_any_number_of_levels(number: int) -> None:
     made_for = np.geomspace(0.05, 60, number)
     applied = [(math.log(w / 2), math.log(w * 2.7)) for w in made_for]
-    levels = Levels(np.log(made_for).tolist(), applied)
+    levels = Levels(applied)
     assert len(levels) == number
     ws = np.geomspace(*levels.w_range(), 500)
     serving = [levels.level(w) for w in ws]
@@ -76,14 +61,10 @@ def test_any_number_of_levels(number: int) -> None:
     assert (found[0], found[-1]) == pytest.approx((made_for[0] / 2, made_for[-1] * 2.7))
     for (level, w), (next_level, next_w) in pairwise(zip(serving, found, strict=True)):
         assert next_w > w or next_level > level
-    for w in made_for:
-        asked = levels.asking_for(w)
-        assert levels.applied_w(asked, levels.level(asked)) == pytest.approx(w, rel=0.3)
 
 
 def test_one_level_applies_what_is_asked_for() -> None:
-    levels = Levels([0.0], [(-1.0, 2.0)])
+    levels = Levels([(-1.0, 2.0)])
     assert [levels.level(w) for w in (0.01, 1, 100)] == [0, 0, 0]
     assert levels.applied_w(3.0, 0) == pytest.approx(3.0)
-    assert levels.asking_for(3.0) == pytest.approx(3.0)
     assert levels.w_range() == pytest.approx((math.exp(-1), math.exp(2)))

@@ -34,20 +34,22 @@ def networks(tiny_model: Path) -> Networks:
     )
 
 
-def cost(networks: Networks, z: Latent, pixels: np.ndarray, w: np.ndarray) -> float:
+def cost(networks: Networks, z: Latent, pixels: np.ndarray, w: np.ndarray, level: int = LEVEL) -> float:
     """What the search makes small: squared error of the decoded picture and bits, in squared latent units."""
     quantizer = networks.quantizer
-    tokens = quantizer.assign(quantizer.columns(z), w, LEVEL)
-    bits = quantizer.prior_bits[quantizer.alphabets.starts[LEVEL, :, None] + tokens]
-    z_q = quantizer.dequantize(tokens.reshape(-1, *z.shape[2:]), LEVEL)
+    tokens = quantizer.assign(quantizer.columns(z), w, level)
+    bits = quantizer.prior_bits[quantizer.alphabets.starts[level, :, None] + tokens]
+    z_q = quantizer.dequantize(tokens.reshape(-1, *z.shape[2:]), level)
     error, _ = networks.transforms.differentiate(z_q, SquaredError(pixels))
     return error / networks.transforms.energy + float((bits * w).sum())
 
 
-def found(networks: Networks, pixels: np.ndarray, steps: int, w: float = 4.0, **options: object) -> Latent:
+def found(
+    networks: Networks, pixels: np.ndarray, steps: int, w: float = 4.0, level: int = LEVEL, **options: object
+) -> Latent:
     z = networks.transforms.analyze(pixels)
     trade_off = np.full(z[0, 0].size, w, np.float32)
-    return search(networks, pixels, z, trade_off, LEVEL, SquaredError, num_steps=steps, **options)
+    return search(networks, pixels, z, trade_off, level, SquaredError, num_steps=steps, **options)
 
 
 def test_more_steps_cost_less() -> None:
@@ -57,9 +59,10 @@ def test_more_steps_cost_less() -> None:
     networks = Networks(load_model(path), decoder, "cpu", kernel=None, threads=1)
     with Image.open(PHOTO) as photo:
         pixels = np.asarray(photo.convert("RGB"))[128:288, 256:416]
-    w = np.full(100, 3.5, np.float32)
-    costs = [cost(networks, networks.transforms.analyze(pixels), pixels, w)]
-    costs += [cost(networks, found(networks, pixels, steps, 3.5), pixels, w) for steps in (5, 20)]
+    w, level = np.full(100, 3.5, np.float32), networks.quantizer.levels.level(3.5)
+    latents = [networks.transforms.analyze(pixels)]
+    latents += [found(networks, pixels, steps, 3.5, level) for steps in (5, 20)]
+    costs = [cost(networks, z, pixels, w, level) for z in latents]
     assert costs[0] > costs[1]
     assert costs[2] < 0.98 * costs[0]
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -226,9 +227,53 @@ def test_equal_bytes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     script.main(["--image", str(photo), "-m", str(tiny_model), "--bpp", "0.2", "9", *crop, "-o", str(output)])
     with Image.open(output) as sheet:
         assert sheet.size == (5 * 80 + 4 * script.GAP, 2 * (64 + script.CAPTION) + script.GAP)
+    strips = [word for top in ("0", "30", "50") for word in ("--strip", str(photo), "0", top, "64", "16")]
+    choice = ["--decoders", "fine", "vivid@0.5", "--bpp", "0.5", "--codecs", "WebP"]
+    script.main(["-m", str(tiny_model), *strips, *choice, "-o", str(output)])
+    with Image.open(output) as sheet:
+        assert sheet.size == (4 * 64 + 3 * script.GAP, 3 * (16 + script.CAPTION) + 2 * script.GAP)
     sizes = {quality: 10 * quality for quality in range(1, 96)}
     assert len(script.largest_within(lambda quality: bytes(sizes[quality]), 305)) == 300
     assert len(script.largest_within(lambda quality: bytes(sizes[quality]), 5)) == 10
+
+
+def test_quality_steps(
+    photos: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    script = load("quality_steps", monkeypatch)
+    script.main([str(photos), "-m", str(tiny_model), "--images", "1"])
+    first, total = capsys.readouterr().out.splitlines()
+    assert first.startswith("0.png: ")
+    largest, least, mean = (float(part.rstrip("%")) for part in re.findall(r"[+-]\d+\.\d%", total))
+    assert least < mean < largest
+    assert f"{largest:+.1f}%" in first
+    assert mean > 0
+
+
+def test_bd_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A codec of 0.8 times the bytes below 0.8 bpp and of 1.1 times above, beside one that ends at 0.35."""
+    script = load("bd_ranges", monkeypatch)
+    rates = np.geomspace(0.03, 3, 20)
+    curves = {"webp": rates, "pqmim-fine": rates * np.where(rates < 0.8, 0.8, 1.1), "short": 0.5 * rates[:14]}
+    (tmp_path / "results").mkdir()
+    for name, bpp in curves.items():
+        results = {"bpp": list(bpp), "psnr-rgb": [30 + 5 * math.log10(rate) for rate in rates[: len(bpp)]]}
+        content = json.dumps({"name": name, "results": results})
+        (tmp_path / "results" / f"{name}.json").write_text(content, encoding="utf-8")
+    script.main([str(tmp_path)])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.split("\n") if line.startswith("|")]
+    header, _, short, webp = rows
+    assert [text.strip() for text in header] == [
+        "against",
+        *(f"pqmim-fine, {r} bpp" for r in ("0.05 to 0.8", "0.8 to 2")),
+    ]
+    low, high = (float(text.split()[0]) for text in webp[1:])
+    assert low == pytest.approx(-20, abs=0.5)
+    assert 8 < high < 10.5  # the step itself is in this part
+    assert float(short[1].split()[0]) == pytest.approx(60, abs=1)
+    assert not short[2].strip()  # it has nothing there
+    script.main([str(tmp_path), "--published", "--rates", "0.1", "1"])
+    assert "published" in capsys.readouterr().out
 
 
 def test_design_rows(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """Export: what training made is in the files, ids depend on what they name, graphs can be renewed."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from training.tiny_networks import TINY_QUALITY, make_tiny_entropy_model, make_t
 from pqmim.config import ModelConfig, QualityRange, TokensConfig
 from pqmim.decoder_files import DecoderFile, decoders_beside, load_decoder
 from pqmim.errors import ModelError
-from pqmim.model_files import MODEL_FILE, MODEL_FORMAT, ModelFile, load_model, read_metadata, shipped_models
+from pqmim.model_files import (
+    DECODER_FORMAT,
+    MODEL_FILE,
+    MODEL_FORMAT,
+    ModelFile,
+    load_file,
+    load_model,
+    read_metadata,
+    shipped_models,
+)
 from pqmim.training.checkpoints import load_synthesis, load_tokenizer
 from pqmim.training.export import export_entropy, main, renew_graphs, save_decoder, save_model
 
@@ -97,6 +107,22 @@ def test_a_fine_tuned_decoder_holds_the_difference(tmp_path: Path) -> None:
     stored_before = path.read_bytes()
     renew_graphs(path, tmp_path / "renewed.safetensors")
     assert (tmp_path / "renewed.safetensors").read_bytes() == stored_before
+
+
+def test_what_stayed_is_not_in_the_file_of_a_fine_tuned_decoder(tmp_path: Path) -> None:
+    start = make_tiny_tokenizer().synthesis
+    save_decoder(tmp_path / "fine.safetensors", "fine", start, bytes(4), {})
+    own = copy.deepcopy(start)
+    with torch.no_grad():
+        own.head.weight += 0.1
+    path, faithful = tmp_path / "vivid.safetensors", load_decoder(tmp_path / "fine.safetensors")
+    save_decoder(path, "vivid", own, bytes(4), {}, faithful=faithful)
+    names = [name for name in load_file(path, DECODER_FORMAT)[1] if not name.startswith(("graph.", "padding"))]
+    assert sorted(names) == ["difference.head.weight", "unit.head.weight"]
+    for realism in (0.0, 0.3, 1.0):
+        read = load_decoder(path, realism=realism).tensors
+        moved = {name for name, tensor in faithful.tensors.items() if not np.array_equal(tensor, read[name])}
+        assert moved == ({"synthesis.head.weight"} if realism else set())
 
 
 def test_a_synthesis_is_read_back(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pqmim.training.discriminator import (
     leading_values,
 )
 from pqmim.training.export import export_decoder
-from pqmim.training.losses import chroma_error, grid_pattern, mean_squared_error, repeated_error
+from pqmim.training.losses import chroma_error, excess_detail, grid_pattern, mean_squared_error, repeated_error
 from pqmim.training.recipes import DecoderTraining
 from pqmim.training.token_source import TokenSource
 from pqmim.training.train_tokenizer import w_of_lambda
@@ -84,6 +84,14 @@ def test_tokens_stay_and_the_decoder_changes(tokens_file: Path, decoder_file: Pa
     assert all(name.startswith("synthesis.") for name in changed)
 
 
+def test_what_reads_the_latent_stays_where_pictures_are_to_look_real(tokens_file: Path, decoder_file: Path) -> None:
+    before, after = load_file(tokens_file), load_file(decoder_file)
+    kept = {name for name in before if name.startswith("synthesis.") and torch.equal(before[name], after[name])}
+    first = {name for name in before if name.startswith(("synthesis.convolutional.0.", "synthesis.convolutional.1."))}
+    assert first
+    assert kept == {"synthesis.linear", *first}
+
+
 def test_a_decoder_for_a_token_model(photos: Path, tiny_model: Path, tmp_path: Path) -> None:
     """What it is fine-tuned from is its faithful decoder; a decoder that grows has none."""
     fine = load_decoder(tiny_model / "fine.safetensors")
@@ -117,13 +125,13 @@ def test_a_decoder_that_was_there_before_the_entropy_model(tiny_model: Path, tmp
 
 def test_what_is_logged(decoder_file: Path) -> None:
     names = {(stage, name) for stage, _, name, _ in logged(decoder_file.parent)}
-    both = {"loss", "mse", "chroma", "features", "gradient_norm"}
+    both = {"loss", "mse", "chroma", "pattern", "excess", "features", "gradient_norm"}
     assert {(stage, name) for stage in ("perceptual", "adversarial") for name in both} <= names
     assert {("adversarial", "adversary"), ("adversarial", "taken_for_real")} <= names
     assert ("perceptual", "adversary") not in names
     assert not any(stage == "distortion" for stage, _ in names)
     validated = {name.partition("@")[0] for stage, name in names if name.startswith("validation/")}
-    assert validated == {f"validation/{name}" for name in ("psnr", "chroma", "pattern", "features")}
+    assert validated == {f"validation/{name}" for name in ("psnr", "chroma", "pattern", "excess", "features")}
     with Image.open(decoder_file.parent / "samples" / "adversarial000004.png") as sheet:
         assert sheet.size == (3 * 64, 3 * 64)
 
@@ -249,8 +257,25 @@ def test_terms_see_what_they_are_for() -> None:
     pattern = x + steps.repeat(8, 8)
     assert float(grid_pattern(pattern, x)) == pytest.approx(16 * (15 / 256) ** 0.5 * 16**0.5 / 4, rel=1e-3)
     assert float(repeated_error(pattern, x)[0]) == pytest.approx(float(grid_pattern(pattern, x)) ** 2, rel=1e-3)
-    for term in (grid_pattern, repeated_error):
+    for term in (grid_pattern, repeated_error, excess_detail):
         assert float(term(x + 0.1, x).max()) < 1e-3
+
+
+def test_detail_counts_where_it_is_stronger_than_in_the_original() -> None:
+    grey = torch.full((2, 3, 32, 32), 0.5)
+    dots, columns = torch.zeros(2, 2, 32, 32)
+    dots[:] = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
+    columns[:] = (torch.arange(32) % 4 < 2) * 2.0 - 1  # a wavelength of 4, in step with squares of 2 x 2
+    for pattern in (dots, columns):
+        strong, weak = (grey + amplitude / 255 * pattern[:, None] for amplitude in (12, 3))
+        gain = 2 if pattern is dots else 4  # both are in step with the transform, at its first and second level
+        strongest, weakest = ((1 + (gain * amplitude) ** 2) ** 0.5 for amplitude in (12, 3))
+        assert excess_detail(strong, weak).tolist() == pytest.approx([(strongest - weakest) ** 2 / 6] * 2, rel=1e-3)
+        assert float(excess_detail(weak, strong).max()) < 1e-6  # a smooth picture is no fault of this kind
+        local = grey.clone()
+        local[..., :16, :16] = strong[..., :16, :16]
+        expected = (strongest - 1) ** 2 / 6 / 4  # texture elsewhere is no licence
+        assert excess_detail(local, grey).tolist() == pytest.approx([expected] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["labels", "hinge"])

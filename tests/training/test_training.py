@@ -26,6 +26,7 @@ from pqmim.errors import ConfigError, MissingExtraError, ModelError, OutputError
 from pqmim.model_files import load_model
 from pqmim.training import train_entropy_model, train_tokenizer
 from pqmim.training.checkpoints import load_tokenizer
+from pqmim.training.codebook_fitting import END, START
 from pqmim.training.data import ALL
 from pqmim.training.distributed import Workers
 from pqmim.training.entropy_model import EntropyModel
@@ -142,7 +143,9 @@ def test_what_each_stage_makes(tokenizer_file: Path) -> None:
     quantizer = tokenizer.quantizer
     assert quantizer.sizes[0, 0] > quantizer.sizes[-1, 0] > 1
     coarsest = train_tokenizer.w_of_lambda(0.0004, TINY_TOKENIZER.autoencoder.latent_unit)
-    assert quantizer.level_log_w[[0, -1]].exp().tolist() == pytest.approx([0.2, coarsest], rel=2e-3)
+    gap = math.log(coarsest / 0.2) / (quantizer.num_levels - 1)
+    expected = [math.log(0.2) - START * gap, math.log(coarsest) + END * gap]
+    assert [*quantizer.level_range[0, :1], *quantizer.level_range[-1, 1:]] == pytest.approx(expected, rel=2e-3)
     assert {name.partition("@")[0] for name in facts["validation"]} == {"bpp", "psnr"}
 
 

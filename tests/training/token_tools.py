@@ -29,7 +29,7 @@ def make_ragged_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(config, RAGGED).eval()
     quantizer = tokenizer.quantizer
     quantizer.order.copy_(torch.randperm(quantizer.num_channels)[:8])
-    quantizer.level_range.copy_(quantizer.level_log_w[:, None] + torch.tensor([-2.0, 1.12]))
+    quantizer.level_range.copy_(torch.arange(6.0)[:, None] + torch.tensor([-2.0, 1.12]))
     for parameter in quantizer.parameters():
         torch.nn.init.normal_(parameter)
     return tokenizer

@@ -64,7 +64,6 @@ def formula_model() -> ModelFile:
         "codebook": rng.normal(size=alphabets.num_values),
         "default": rng.normal(size=num_kept + 2),
         "prior_logits": np.zeros(alphabets.num_codewords),
-        "level_log_w": np.arange(num_levels),
         "level_range": np.arange(num_levels)[:, None] + [-0.6, 0.6],
     }
     tensors = {

@@ -39,7 +39,7 @@ KERNELS = ("qgemm", "float32")
 """In the order in which the page tries them."""
 NOT_NEEDED = (
     "tokenizer.analysis.",
-    *(f"{QUANTIZER_PREFIX}{name}" for name in ("prior_logits", "level_log_w", "level_range")),
+    *(f"{QUANTIZER_PREFIX}{name}" for name in ("prior_logits", "level_range")),
 )
 NUM_ROWS = 5
 """Rows of the known question, where a part has no windows."""

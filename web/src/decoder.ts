@@ -88,12 +88,11 @@ export class Decoder {
     );
     const pixels = resize(coded, width, height);
     alpha?.forEach((value, i) => (pixels.data[4 * i + 3] = value));
-    const numKnown = grid.known.reduce((sum, flag) => sum + flag, 0);
     return {
       pixels,
       tokens: grid.tokens.map((token, i) => (grid.known[i] ? token : UNKNOWN)),
       tokenShape: [entropy.alphabets.numSubquantizers, rows, columns],
-      inventedShare: 1 - numKnown / grid.known.length,
+      inventedShare: total ? 1 - grid.numRead / total : 0,
       model: source.name,
       decoder: decoder.name,
       kernel: entropy.kernel,

@@ -15,6 +15,8 @@ export interface TokenGrid {
   readonly tokens: Uint16Array;
   /** (M, h, w); 1 where known. */
   readonly known: Uint8Array;
+  /** Tokens that were sent. */
+  readonly numRead: number;
 }
 
 /** Called with the number of tokens read so far. */
@@ -62,7 +64,6 @@ async function decodeTokens(
   const size = height * width;
   const tokens = new Uint16Array(alphabets.numSubquantizers * size);
   const known = new Uint8Array(tokens.length);
-  const grid = { height, width, tokens, known };
   const state = model.start(height, width, level);
   const steps = model.steps(level);
   let numTokens = 0;
@@ -87,12 +88,12 @@ async function decodeTokens(
       }
       numTokens += count;
       watch(numTokens);
-      if (count < wanted) return grid;
+      if (count < wanted) return { height, width, tokens, known, numRead: numTokens };
     }
     if (step === steps[steps.length - 1]) known.fill(1, step.last * size); // nothing is left to be said
     await model.reveal(state, step, positions, tokens);
   }
-  return grid;
+  return { height, width, tokens, known, numRead: numTokens };
 }
 
 /** Tokens as little-endian 16-bit integers, over which check and hash are computed. */

@@ -113,8 +113,8 @@ def _djxl(source: Path, target: Path) -> list[str]:
 
 
 _JPEG_QUALITIES = (2.0, 5.0, 8.0, 11.0, 15.0, 20.0, 30.0, 45.0, 65.0, 85.0)
-_AVIF_QUALITIES = (2.0, 6.0, 10.0, 14.0, 18.0, 24.0, 32.0, 42.0, 54.0)
-_HEIC_QUALITIES = (2.0, 6.0, 10.0, 14.0, 18.0, 24.0, 30.0, 38.0)
+_AVIF_QUALITIES = (2.0, 6.0, 10.0, 14.0, 18.0, 24.0, 32.0, 42.0, 54.0, 66.0, 78.0)
+_HEIC_QUALITIES = (2.0, 6.0, 10.0, 14.0, 18.0, 24.0, 30.0, 38.0, 46.0, 54.0)
 
 
 def _make_jpeg420(threads: int) -> ImageCodec:
@@ -147,7 +147,7 @@ def _make_jpeg2000(threads: int) -> ImageCodec:
 
 
 def _make_webp(threads: int) -> ImageCodec:
-    qualities = (0.0, 2.0, 4.0, 8.0, 15.0, 25.0, 40.0, 60.0, 75.0, 85.0)
+    qualities = (0.0, 2.0, 4.0, 8.0, 15.0, 25.0, 40.0, 60.0, 75.0, 85.0, 92.0)
     return PillowCodec("webp", "webp", "WEBP", qualities, _webp, "WebP (lossy, 4:2:0), method 6", "webp")
 
 

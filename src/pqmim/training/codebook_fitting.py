@@ -136,7 +136,6 @@ def fit_quantizer(values: Tensor, log_w: Tensor, config: QuantizerConfig) -> Tra
     alphabets = Alphabets(sizes, np.ones(len(order), np.int64))
     quantizer = TrainableQuantizer(values.shape[1], config, alphabets)
     quantizer.order.copy_(order)
-    quantizer.level_log_w.copy_(log_w)
     gap = float(log_w.diff().mean()) if len(log_w) > 1 else 1.0
     quantizer.level_range.copy_(torch.stack([log_w - START * gap, log_w + END * gap], dim=1))
     quantizer.default.copy_(values.mean(0))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pqmim.perceptual.features import feature_distance
 from pqmim.training.autoencoder import Synthesis
 from pqmim.training.discriminator import View, Window
-from pqmim.training.losses import chroma_error, grid_pattern, mean_psnr, mean_squared_error
+from pqmim.training.losses import chroma_error, excess_detail, grid_pattern, mean_psnr, mean_squared_error
 from pqmim.training.token_source import TokenSource
 from pqmim.training.training_run import TrainingRun
 
@@ -64,7 +64,8 @@ def validate_decoder(
         sheet: picture to write: originals, those of `start`, those of `decoder`.
 
     Returns:
-        At each trade-off PSNR, errors of color, strength of a repeating pattern and, if possible, distance of features.
+        At each trade-off PSNR, errors of color, strength of a repeating pattern, excess of detail and, if possible,
+        distance of features.
     """
     row: dict[str, float] = {}
     for fraction in FRACTIONS:
@@ -83,6 +84,7 @@ def validate_decoder(
             "psnr": mean_psnr(mean_squared_error(x_hat, held_out)),
             "chroma": float(chroma_error(x_hat, held_out).mean()),
             "pattern": float(grid_pattern(x_hat, held_out)),
+            "excess": float(excess_detail(x_hat, held_out).mean()),
         }
         if distances:
             numbers["features"] = float(torch.cat(distances).mean())

@@ -10,8 +10,11 @@ CHROMA_SIDE = 8
 """Side, pixels, of the squares whose mean colors are compared."""
 PATTERN_SIDE = 16
 """Side, pixels, of the squares whose mean shows what repeats: equal tokens give equal textures."""
+DETAIL_SIDE, DETAIL_LEVELS = 16, 2
+"""Side, pixels, of the squares in which the energies of detail are compared; levels of the Haar transform."""
+LUMINANCE = (0.299, 0.587, 0.114)
 BLUE_DIFFERENCE, RED_DIFFERENCE = (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)
-"""Cb and Cr of JPEG (ITU-T T.871, section 7) as weights of red, green and blue."""
+"""Y, Cb and Cr of JPEG (ITU-T T.871, section 7) as weights of red, green and blue."""
 
 
 def straight_through(value: Tensor, proxy: Tensor) -> Tensor:
@@ -58,6 +61,25 @@ def repeated_error(x_hat: Tensor, x: Tensor) -> Tensor:
     return _mean_square(x_hat, x, PATTERN_SIDE).square().mean((1, 2, 3)) * 255.0**2
 
 
+def excess_detail(x_hat: Tensor, x: Tensor) -> Tensor:
+    """How much stronger detail is than in the original: meshes, streaks and grain that an adversary is fond of.
+
+    Three directions of the Haar transform of the luminance at two levels, wavelengths of some 2 to 8 pixels; in squares
+    of 16 x 16 pixels the square of what the RMS amplitude exceeds that of the original by. Weaker detail costs nothing.
+
+    Args:
+        x_hat, x: (B, 3, H, W) float32 in [0, 1], sides multiples of 16.
+
+    Returns:
+        (B,) float32, mean over bands and squares, in grey levels squared.
+    """
+    excess = [
+        F.relu(a_hat - a).square().mean((1, 2, 3))
+        for a_hat, a in zip(_detail_amplitudes(x_hat.float()), _detail_amplitudes(x), strict=True)
+    ]
+    return torch.stack(excess).mean(0)
+
+
 def grid_pattern(x_hat: Tensor, x: Tensor, period: int = 16) -> Tensor:
     """Strength of a pattern that repeats in all pictures: RMS, grey levels, of the mean error at each of its places.
 
@@ -76,3 +98,17 @@ def _mean_square(x_hat: Tensor, x: Tensor, side: int) -> Tensor:
     """Mean over the squares of each picture of what the error has beside its mean: -> (B, 3, side, side)."""
     error = (x_hat.float() - x).unflatten(3, (-1, side)).unflatten(2, (-1, side)).mean((2, 4))
     return error - error.mean((2, 3), keepdim=True)  # type: ignore[no-any-return]
+
+
+def _detail_amplitudes(x: Tensor) -> list[Tensor]:
+    """RMS, grey levels, of Haar bands in squares: (B, 3, H, W) -> (B, 3, H / 16, W / 16) for each level."""
+    red, green, blue = LUMINANCE
+    approximation = 255.0 * (red * x[:, 0] + green * x[:, 1] + blue * x[:, 2])
+    amplitudes = []
+    for level in range(1, DETAIL_LEVELS + 1):
+        a, b, c, d = (approximation[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
+        bands = torch.stack([a - b + c - d, a + b - c - d, a - b - c + d], dim=1) / 2
+        energies = F.avg_pool2d(bands.square(), DETAIL_SIDE >> level)
+        amplitudes.append((energies + 1).sqrt())  # a grey level squared is seen by nobody, and keeps gradients finite
+        approximation = (a + b + c + d) / 2
+    return amplitudes

@@ -145,17 +145,22 @@ class PerceptualConfig(Config):
     """What a decoder is trained by beside the squared error. Each term is added to sqrt(lambda * lambda_max) * MSE, the
     MSE in grey levels squared, so that the squared error has about the same say at all rates."""
 
-    weight: float = Field(6.0, ge=0)
+    kept_layers: int = Field(2, ge=0)
+    """Leading layers of the convolutional path that stay as they are, like the linear path: they read what was sent,
+    and what stays takes no room in a decoder's file."""
+    weight: float = Field(20.0, ge=0)
     """Of the distance of features, in the stage `perceptual`."""
-    weight_with_adversary: float = Field(2.0, ge=0)
+    weight_with_adversary: float = Field(6.5, ge=0)
     """The same in the stage `adversarial`."""
     chroma_weight: float = Field(4.0, ge=0)
     """Of the squared error of mean colors, in multiples of that of MSE."""
     pattern_weight: float = Field(40.0, ge=0)
     """Of the squared error that repeats every 16 pixels, in multiples of that of MSE, which it is a small part of."""
+    excess_weight: float = Field(10.0, ge=0)
+    """Of the squared excess of the amplitude of detail, in multiples of that of MSE."""
     adversary: Literal["hinge", "labels"] = "hinge"
     """How the discriminator knows what was sent (`discriminator`)."""
-    adversary_weight: float = Field(1.5, ge=0)
+    adversary_weight: float = Field(5.0, ge=0)
     """Of being taken for real."""
     adversary_rate: float = Field(2.0, gt=0)
     """Learning rate of the discriminator, in multiples of the stage's."""

@@ -30,7 +30,7 @@ from pqmim.training.data import STAGE_STEPS, Sampler
 from pqmim.training.decoder_validation import FeatureNetwork, validate_decoder
 from pqmim.training.discriminator import Discriminator, SentValues, Window, fit_features, fit_labels, leading_values
 from pqmim.training.export import save_decoder
-from pqmim.training.losses import chroma_error, mean_squared_error, repeated_error
+from pqmim.training.losses import chroma_error, excess_detail, mean_squared_error, repeated_error
 from pqmim.training.recipes import DecoderTraining, StageConfig
 from pqmim.training.token_source import TokenSource
 from pqmim.training.train_tokenizer import NOT_IN_FACTS
@@ -193,8 +193,10 @@ def train_stage(
             found["chroma"] = chroma_error(x_hat, x)
             found["features"] = feature_distance(decoded.features, original.features)
             found["pattern"] = repeated_error(x_hat, x)
+            found["excess"] = excess_detail(x_hat, x)
             cost = cost + fidelity * terms.chroma_weight * found["chroma"] + weight * found["features"]
             cost = cost + fidelity * terms.pattern_weight * found["pattern"]
+            cost = cost + fidelity * terms.excess_weight * found["excess"]
         if is_adversarial:
             assert discriminator is not None
             sent_values = SentValues(leading_values(quantizer, sent.z_q, terms.label_subquantizers), window)
@@ -215,10 +217,14 @@ def train_stage(
         sheet = run.config.output / "samples" / f"{name}{step:06d}.png"
         return validate_decoder(averaged.synthesis, start, source, held_out, eyes if is_perceptual else None, sheet)
 
-    groups: list[dict[str, Any]] = [
-        {"params": [p for n, p in module.synthesis.named_parameters() if n != "linear"]},
-        {"params": [module.synthesis.linear], "lr": 0.1},
-    ]
+    parameters = dict(module.synthesis.named_parameters())
+    groups: list[dict[str, Any]] = []
+    if is_perceptual:
+        for parameter in (module.synthesis.linear, *module.synthesis.convolutional[: terms.kept_layers].parameters()):
+            parameter.requires_grad_(False)
+    else:
+        groups.append({"params": [parameters.pop("linear")], "lr": 0.1})
+    groups.insert(0, {"params": [p for p in parameters.values() if p.requires_grad]})
     if is_adversarial:
         assert discriminator is not None
         groups.append({"params": list(discriminator.parameters()), "lr": terms.adversary_rate})

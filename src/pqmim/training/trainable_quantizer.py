@@ -73,14 +73,13 @@ class TrainableQuantizer(nn.Module):
         codebook: (V,) float32, codewords as `Alphabets` places them.
         default: (D,) float32, latent mean per channel: what a dropped channel or a token not sent decodes to.
         prior_logits: (N,) float32, static log-probabilities of the tokens (natural, unnormalized).
-        level_log_w: (L,) float32, ascending, natural logarithm of the w that each level was made for.
-        level_range: (L, 2) float32, the same of the finest and the coarsest w that it applies.
+        level_range: (L, 2) float32, natural logarithms of the finest and the coarsest w that each level applies, both
+            ascending.
     """
 
     order: Tensor
     boundaries_tensor: Tensor
     sizes: Tensor
-    level_log_w: Tensor
     level_range: Tensor
 
     def __init__(self, num_channels: int, config: QuantizerConfig, alphabets: Alphabets | None = None) -> None:
@@ -99,7 +98,6 @@ class TrainableQuantizer(nn.Module):
         self.default = nn.Parameter(torch.zeros(num_channels))
         self.prior_logits = nn.Parameter(torch.zeros(alphabets.num_codewords))
         log_w = torch.arange(self.num_levels, dtype=torch.float32)
-        self.register_buffer("level_log_w", log_w)
         self.register_buffer("level_range", torch.stack([log_w - 1, log_w + 1], dim=1))
 
     @property
@@ -141,18 +139,18 @@ class TrainableQuantizer(nn.Module):
     @property
     def levels(self) -> Levels:
         """Which level serves which trade-off."""
-        return Levels(self.level_log_w.tolist(), self.level_range.tolist())
+        return Levels(self.level_range.tolist())
 
     def level(self, w: Tensor) -> Tensor:
         """Levels that serve trade-offs, squared latent units per bit: (B,) -> (B,) int64."""
         levels = self.levels
-        return torch.tensor([levels.level(each) for each in w.tolist()], device=self.level_log_w.device)
+        return torch.tensor([levels.level(each) for each in w.tolist()], device=self.level_range.device)
 
     def applied_w(self, w: Tensor, level: Tensor) -> Tensor:
         """The w at which the codewords of levels are chosen when others are asked for: (B,), (B,) -> (B,) float32."""
         levels = self.levels
         applied = [levels.applied_w(*each) for each in zip(w.tolist(), level.tolist(), strict=True)]
-        return torch.tensor(applied, dtype=torch.float32, device=self.level_log_w.device)
+        return torch.tensor(applied, dtype=torch.float32, device=self.level_range.device)
 
     def columns(self, z: Tensor) -> Tensor:
         """Latent (B, D, h, w) -> its kept channels in order, (B, h * w, D')."""
