@@ -156,7 +156,7 @@ class PerceptualConfig(Config):
     """Of the squared error of mean colors, in multiples of that of MSE."""
     pattern_weight: float = Field(40.0, ge=0)
     """Of the squared error that repeats every 16 pixels, in multiples of that of MSE, which it is a small part of."""
-    excess_weight: float = Field(10.0, ge=0)
+    excess_weight: float = Field(2.0, ge=0)
     """Of the squared excess of the amplitude of detail, in multiples of that of MSE."""
     adversary: Literal["hinge", "labels"] = "hinge"
     """How the discriminator knows what was sent (`discriminator`)."""
