@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from measurements import table
 
-from pqmim.evaluation.bd_rate import BdRate, bd_rate
+from pqmim.evaluation.bd_rate import BdRate, bd_rate, rising
 from pqmim.evaluation.pixel_metrics import ms_ssim_db
 from pqmim.evaluation.published import published_kodak_curves
 
@@ -35,15 +35,13 @@ def read_curves(results: Path, metric: str) -> dict[str, Curve]:
         content = json.loads(path.read_text("utf-8"))
         values = content["results"].get(metric)
         if values:
-            curves[content["name"]] = rising(content["results"]["bpp"], values, metric)
+            curves[content["name"]] = curve_of(content["results"]["bpp"], values, metric)
     return curves
 
 
-def rising(bpp: Sequence[float], values: Sequence[float], metric: str) -> Curve:
-    """In order of the rate, MS-SSIM in dB, without points that cost more for no more quality."""
-    points = sorted(zip(bpp, [ms_ssim_db(v) if metric.startswith("ms-ssim") else v for v in values], strict=True))
-    kept = [point for index, point in enumerate(points) if all(point[1] > before[1] for before in points[:index])]
-    return [rate for rate, _ in kept], [quality for _, quality in kept]
+def curve_of(bpp: Sequence[float], values: Sequence[float], metric: str) -> Curve:
+    """A curve of what was measured, MS-SSIM in dB."""
+    return rising(bpp, [ms_ssim_db(value) for value in values] if metric == METRICS[1] else values)
 
 
 def part(curve: Curve, low: float, high: float) -> Curve:
@@ -87,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for curve in published_kodak_curves():
             for metric in METRICS:
                 if values := curve.metrics.get(metric):
-                    curves[metric][curve.name] = rising(curve.bpp, values, metric)
+                    curves[metric][curve.name] = curve_of(curve.bpp, values, metric)
                     others.add(curve.name)
     rows = []
     for other in sorted(others):

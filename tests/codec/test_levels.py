@@ -23,6 +23,7 @@ def test_levels_take_turns_over_the_range_of_trade_offs(levels: Levels) -> None:
     assert found[0] == 0
     assert found[-1] == 5
     assert {b - a for a, b in pairwise(found)} == {0, 1}
+    assert [levels.level(w) for w in (1.3, 3.4, 9.0, 23.0, 60.0)] == [1, 2, 3, 4, 5]
 
 
 def test_levels_hand_over_where_their_ranges_say(levels: Levels) -> None:

@@ -250,6 +250,20 @@ def test_quality_steps(
     assert mean > 0
 
 
+def test_work(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("torch")
+    script = load("work", monkeypatch)
+    Image.fromarray(synthetic_photo(64, 96)).save(tmp_path / "photo.png")
+    script.main(["--image", str(tmp_path / "photo.png"), "-m", str(tiny_model), "--qualities", "10", "90"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:6]] == ["analysis", *(f"synthesis, {name}" for name in ("fast", "fine", "vivid"))]
+    assert float(rows[4][1]) == float(rows[5][1]) > 0  # those of one shape
+    for row in rows[-2:]:
+        *parts, total = map(float, row[2:])
+        assert total == pytest.approx(sum(parts), abs=0.2)
+        assert total > 0
+
+
 def test_bd_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """A codec of 0.8 times the bytes below 0.8 bpp and of 1.1 times above, beside one that ends at 0.35."""
     script = load("bd_ranges", monkeypatch)

@@ -45,8 +45,8 @@ def bd_rate(
         from bjontegaard import bd_rate as package_bd_rate
     except ImportError as error:
         raise MissingExtraError("bjontegaard", "eval") from error
-    anchor = _rising(anchor_bpp, anchor_quality)
-    test = _rising(test_bpp, test_quality)
+    anchor = rising(anchor_bpp, anchor_quality)
+    test = rising(test_bpp, test_quality)
     low, high = max(anchor[1][0], test[1][0]), min(anchor[1][-1], test[1][-1])
     if low >= high or min(len(anchor[0]), len(test[0])) < 2:
         return BdRate(None, low, high)
@@ -54,7 +54,7 @@ def bd_rate(
     return BdRate(float(percent), low, high)
 
 
-def _rising(bpp: Sequence[float], quality: Sequence[float]) -> tuple[list[float], list[float]]:
+def rising(bpp: Sequence[float], quality: Sequence[float]) -> tuple[list[float], list[float]]:
     """Sort a curve by rate and keep the points that are better than all cheaper ones."""
     rates: list[float] = []
     qualities: list[float] = []

@@ -217,14 +217,14 @@ def train_stage(
         sheet = run.config.output / "samples" / f"{name}{step:06d}.png"
         return validate_decoder(averaged.synthesis, start, source, held_out, eyes if is_perceptual else None, sheet)
 
-    parameters = dict(module.synthesis.named_parameters())
-    groups: list[dict[str, Any]] = []
+    synthesis = module.synthesis
     if is_perceptual:
-        for parameter in (module.synthesis.linear, *module.synthesis.convolutional[: terms.kept_layers].parameters()):
-            parameter.requires_grad_(False)
-    else:
-        groups.append({"params": [parameters.pop("linear")], "lr": 0.1})
-    groups.insert(0, {"params": [p for p in parameters.values() if p.requires_grad]})
+        synthesis.linear.requires_grad_(False)
+        synthesis.convolutional[: terms.kept_layers].requires_grad_(False)
+    learned = [p for n, p in synthesis.named_parameters() if n != "linear" and p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": learned}]
+    if not is_perceptual:
+        groups.append({"params": [synthesis.linear], "lr": 0.1})
     if is_adversarial:
         assert discriminator is not None
         groups.append({"params": list(discriminator.parameters()), "lr": terms.adversary_rate})
