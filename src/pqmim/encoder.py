@@ -34,6 +34,15 @@ LEVEL_REACH = 1.5
 """A search keeps the level of its last encoding for trade-offs up to this factor outside of those that it serves."""
 SAMPLED_POSITIONS = 4096
 """Positions of a large picture that stand for all in an estimate of the size."""
+HANDOVER_POSITIONS = 768
+"""Positions that say where levels hand over to each other."""
+HANDOVER_RATIO = 1.017
+"""Where two levels give files of the same size: estimated bytes of the coarser per byte of the finer; measured on the
+validation photos."""
+SIZE_SLOPE = 0.21
+"""About how fast the logarithm of a size falls with that of the trade-off that one level applies."""
+MAX_SHIFT = 0.5
+"""Most that a handover moves for one picture, in logarithms of the trade-off."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class PictureEncoder:
         self._factors = self._trade_off_factors(regions)
         self._target: Latent | None = None
         self._level: int | None = None
+        self._shifts: dict[int, float] = {}
         self._spent: list[float] = []
 
     def encode(self, w: float, num_bytes: float | None = None) -> EncodedTokens:
@@ -117,7 +127,7 @@ class PictureEncoder:
         if num_bytes is not None and level == self._level and not is_partial:
             budget = Budget(8 * num_bytes, self._spent)
         self._level = level
-        w_here = np.float32(self._quantizer.levels.applied_w(w, level)) * self._factors
+        w_here = np.float32(self._applied_w(w, level)) * self._factors
         if self._target is None:
             self._target = self._searched(w_here, level) if self._num_steps else self._corrected(w_here, level)
         choice = RateDistortionChoice(self._quantizer, self._target, w_here, level, budget, self._static_share)
@@ -177,12 +187,46 @@ class PictureEncoder:
             self._on_progress(what, done, total)
 
     def estimate_bytes(self, w: float) -> float:
-        """Size of the payload under the static priors, cheap."""
-        columns, num_positions = self._sample, len(self._factors)
+        """Size of the payload under the frequencies that its tokens have, cheap: about 1.2 times the real one."""
         level = self._level_for(w)
-        applied = np.full(len(columns), self._quantizer.levels.applied_w(w, level), np.float32)
-        tokens = self._quantizer.assign(columns, applied, level)
-        return self._quantizer.static_bits(tokens, level) * num_positions / len(columns) / 8
+        return self._bytes_at(self._applied_w(w, level), level)
+
+    def _bytes_at(self, applied: float, level: int) -> float:
+        """The same for a trade-off as applied."""
+        return self._bits(self._sample, applied, level) / 8 * len(self._factors) / len(self._sample)
+
+    def _bits(self, columns: NDArray[np.float32], applied: float, level: int) -> float:
+        """Bits of some positions under the frequencies that their tokens have."""
+        tokens = self._quantizer.assign(columns, np.full(len(columns), applied, np.float32), level)
+        return self._quantizer.own_bits(tokens, level)
+
+    def _applied_w(self, w: float, level: int) -> float:
+        """What a level applies when w is asked for: levels hand over to each other where this picture takes about as
+        many bytes with either, so that sizes grow evenly."""
+        levels = self._quantizer.levels
+        for finer in range(max(0, level - 1), min(level + 1, len(levels) - 1)):
+            if finer not in self._shifts:
+                self._shifts[finer] = self._shift(finer)
+        return levels.moved(self._shifts).applied_w(w, level)
+
+    def _shift(self, finer: int) -> float:
+        """What is added to the logarithm of the w that a level ends with, and taken from that with which the next one
+        begins: a guess by the typical slope, then a step of the secant."""
+        columns = self._sample[:: -(-len(self._sample) // HANDOVER_POSITIONS)]
+        ends = self._quantizer.levels.handover(finer)
+
+        def ratio(shift: float) -> float:
+            applied = (ends[0] * math.exp(shift), ends[1] * math.exp(-shift))
+            bits = [max(8.0, self._bits(columns, w, finer + index)) for index, w in enumerate(applied)]
+            return math.log(bits[0] * HANDOVER_RATIO / bits[1])
+
+        def within_reach(shift: float) -> float:
+            return min(max(shift, -MAX_SHIFT), MAX_SHIFT)
+
+        before = ratio(0.0)
+        guess = within_reach(before / (2 * SIZE_SLOPE))
+        slope = (before - ratio(guess)) / guess if guess else 0.0
+        return within_reach(before / slope) if slope > 0 else guess
 
     def _level_for(self, w: float) -> int:
         """Level for a trade-off; that of the last encoding stays for others near by: a search meets no jumps."""

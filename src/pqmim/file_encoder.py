@@ -30,9 +30,9 @@ from pqmim.token_coding import token_bytes
 COARSEST_W = 15.0
 """Where a size would take asking for a coarser trade-off than this (squared latent units per bit), the picture is coded
 at half its size or less; chosen on the validation photos."""
-SCALED_SHARE = 0.85
-"""Bytes of a scaled picture per byte of the same one in full size at COARSEST_W, both as the static priors estimate
-them: what makes real sizes meet there; measured on the validation photos."""
+SCALED_SHARE = 0.9
+"""Bytes of a scaled picture per byte of the same one in full size at COARSEST_W, both as the encoder estimates them:
+what makes real sizes meet there; measured on the validation photos."""
 COARSER = 4.0
 """How far beyond the trade-off of quality 0 a target may take the encoder."""
 MAX_TARGET_BYTES = 1 << 40
@@ -152,7 +152,7 @@ class FileEncoder:
         """Encoder at the scale that suits a size best, the scale, and the trade-off that about gives the size.
 
         Args:
-            num_bytes: of the payload, under the static priors.
+            num_bytes: of the payload, as the encoder estimates it.
         """
         for scale in SCALES if options.scale is None else (options.scale,):
             encoder = encoder_at(scale)

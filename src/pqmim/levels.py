@@ -8,7 +8,7 @@ asked towards the next level, which begins finer than asked, where both give abo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Levels:
@@ -20,7 +20,8 @@ class Levels:
     """
 
     def __init__(self, applied: Sequence[Sequence[float]]) -> None:
-        self._starts, self._ends = ([float(bounds[side]) for bounds in applied] for side in (0, 1))
+        self._applied = [(float(start), float(end)) for start, end in applied]
+        self._starts, self._ends = ([bounds[side] for bounds in self._applied] for side in (0, 1))
         self._handovers = [(end + start) / 2 for end, start in zip(self._ends, self._starts[1:], strict=False)]
         self._lines = [self._line(level) for level in range(len(self))]
 
@@ -40,6 +41,23 @@ class Levels:
         """
         slope, asked, applied = self._lines[level]
         return math.exp(applied + slope * (math.log(w) - asked))
+
+    def handover(self, level: int) -> tuple[float, float]:
+        """The w that a level applies where it hands over to the next, and the one that this applies there."""
+        return math.exp(self._ends[level]), math.exp(self._starts[level + 1])
+
+    def moved(self, shifts: Mapping[int, float]) -> Levels:
+        """Levels that take turns where these do, but hand over to the next at another w.
+
+        Args:
+            shifts: level -> what is added to the logarithm of its coarsest w, and taken from that of the next one's
+                finest.
+        """
+        applied = [list(bounds) for bounds in self._applied]
+        for level, shift in shifts.items():
+            applied[level][1] += shift
+            applied[level + 1][0] -= shift
+        return Levels(applied)
 
     def w_range(self) -> tuple[float, float]:
         """Finest and coarsest trade-off worth asking for, squared latent units per bit."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pqmim.config import QuantizerConfig, TokensConfig, TransformConfig
 from pqmim.errors import ModelError
 from pqmim.model_files import MODEL_FILE, load_model
-from pqmim.quantizer import PREFIX, Latent, ProductQuantizer, check_quantizer_weights
+from pqmim.quantizer import PREFIX, PRIOR_POSITIONS, Latent, ProductQuantizer, check_quantizer_weights
 from pqmim.runtime import Workers
 from pqmim.token_coding import RateDistortionChoice
 
@@ -218,6 +218,24 @@ def test_static_bits_are_those_of_the_priors(quantizer: ProductQuantizer) -> Non
         tokens = random_tokens(np.random.default_rng(level), level, 3, 5).reshape(M, -1)
         by_definition = sum(float(bits_of(level, m)[tokens[m]].sum()) for m in range(M))
         assert quantizer.static_bits(tokens, level) == pytest.approx(by_definition, rel=1e-5)
+
+
+def test_own_bits_are_those_of_a_pictures_frequencies_and_the_priors(quantizer: ProductQuantizer) -> None:
+    level = 0
+    few = random_tokens(np.random.default_rng(3), level, 3, 2).reshape(M, -1)
+    for tokens in (few, np.tile(few, 3000)):
+        by_definition = 0.0
+        for m, row in enumerate(tokens):
+            priors = np.exp2(-bits_of(level, m))
+            counts = np.array([(row == k).sum() for k in range(len(priors))])
+            share = (counts + PRIOR_POSITIONS * priors) / (len(row) + PRIOR_POSITIONS)
+            by_definition -= float(np.log2(share[row]).sum())
+        assert quantizer.own_bits(tokens, level) == pytest.approx(by_definition, rel=1e-5)
+    many, entropy = np.tile(few, 3000), 0.0
+    for row in many:
+        _, counts = np.unique(row, return_counts=True)
+        entropy -= float(counts @ np.log2(counts / len(row)))
+    assert quantizer.own_bits(many, level) == pytest.approx(entropy, rel=0.01)
 
 
 def test_silent_sub_quantizers_cost_nothing_and_decode_to_their_only_codeword(quantizer: ProductQuantizer) -> None:

@@ -15,7 +15,14 @@ from pqmim.config import (
     TokenizerConfig,
 )
 from pqmim.errors import ConfigError, MissingExtraError
-from pqmim.training.recipes import Config, DecoderTraining, EntropyTraining, TokenizerTraining, load_config
+from pqmim.training.recipes import (
+    AnalysisTraining,
+    Config,
+    DecoderTraining,
+    EntropyTraining,
+    TokenizerTraining,
+    load_config,
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MINIMAL = "data: {path: photos}\nrun: {output: runs/x}\n"
@@ -31,7 +38,11 @@ def recipe(tmp_path: Path) -> Path:
 def test_shipped_recipes_load() -> None:
     found = sorted(RECIPES.rglob("*.yaml"))
     assert any(path.parent.name == "photo" for path in found)
-    parts: dict[str, type[Config]] = {"tokenizer": TokenizerTraining, "entropy": EntropyTraining}
+    parts: dict[str, type[Config]] = {
+        "tokenizer": TokenizerTraining,
+        "entropy": EntropyTraining,
+        "analysis": AnalysisTraining,
+    }
     for path in found:
         load_config(parts.get(path.stem, DecoderTraining), path)
 

@@ -191,19 +191,19 @@ def test_trade_offs_lean_to_the_coarse(
     source = TokenSource(tokenizer, config, TrainingRun.open(config.run, None))
     x = torch.rand(64, 3, 32, 32)
     asked: list[Tensor] = []
-    send = source.send
+    quantize = source.quantize
 
-    def listen(x: Tensor, w: Tensor, kept: Tensor | None = None) -> Any:
+    def listen(z: Tensor, w: Tensor, kept: Tensor | None = None) -> Any:
         asked.append(w)
-        return send(x, w, kept)
+        return quantize(z, w, kept)
 
-    monkeypatch.setattr(source, "send", listen)
+    monkeypatch.setattr(source, "quantize", listen)
     sent = source.draw(x, Draws(0, 0, 64, slice(None), x.device))
     low, high = tokenizer.quantizer.levels.w_range()
     assert low <= float(asked[0].min()) < float(asked[0].max()) <= high
     coarse = (asked[0] > (low * high) ** 0.5).float().mean()
     assert 0.65 < coarse < 0.85  # 3/4 of the square roots of uniform numbers are above 1/2
-    assert torch.equal(sent.lam, send(x, asked[0]).lam)
+    assert torch.equal(sent.lam, source.send(x, asked[0]).lam)
     cut = decoder_config(photos, tokens_file, tmp_path, nested_share=1.0)
     sent = TokenSource(tokenizer, cut, source.run).draw(x, Draws(0, 0, 64, slice(None), x.device))
     assert (sent.lam == cut.rate.lambda_min).float().mean() > 0.5

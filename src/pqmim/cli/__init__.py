@@ -23,7 +23,7 @@ from pqmim.cli.inspecting import info, models, selftest, truncate
 from pqmim.cli.measuring import bench, evaluate
 from pqmim.cli.previewing import preview
 from pqmim.cli.tokens import tokens
-from pqmim.cli.training import train_decoder, train_entropy, train_tokenizer
+from pqmim.cli.training import train_analysis, train_decoder, train_entropy, train_tokenizer
 from pqmim.reporting import Reporter
 
 __all__ = ["app", "main"]
@@ -66,6 +66,7 @@ app.command()(bulk)
 train_app = typer.Typer(help="Train a model from a recipe.", no_args_is_help=True, rich_markup_mode=None)
 train_app.command("tokenizer")(train_tokenizer)
 train_app.command("entropy")(train_entropy)
+train_app.command("analysis")(train_analysis)
 train_app.command("decoder")(train_decoder)
 app.add_typer(train_app, name=TRAINING)
 

@@ -66,6 +66,24 @@ def train_entropy(
         _train(lambda: train(config, resume=resume), reporter)
 
 
+def train_analysis(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    max_minutes: MaxMinutes = None,
+    verbose: opt.Verbose = 0,
+) -> None:
+    """Train the analysis of a trained model on, for the tokens that it has."""
+    reporter = Reporter(verbosity=verbose)
+    with one_line_errors(reporter), _missing_packages_named():
+        from pqmim.training.recipes import AnalysisTraining, load_config
+
+        config = load_config(AnalysisTraining, recipe, _with_limit(overrides, max_minutes))
+        from pqmim.training.train_analysis import train
+
+        _train(lambda: train(config, resume=resume), reporter)
+
+
 def train_decoder(
     recipe: Recipe,
     overrides: Overrides = None,

@@ -207,10 +207,8 @@ class EntropyModel(nn.Module):
             (n, m) float32, bits.
         """
         order = level.argsort(stable=True)
-        first, last = self.schedule.group_bounds(group)
-        rank = self.config.token_rank
-        head = self.head(hidden[order], simulate, slice(first * rank, last * rank)).float()
-        head = fake_quantize(head, ACTIVATION_UNIT, simulate=simulate).view(len(order), last - first, rank)
+        first = self.schedule.group_bounds(group)[0]
+        head = self.head_of(group, hidden[order], simulate=simulate)
         sent, lengths, start = tokens[order], [head[:0, :, 0]], 0  # there may be no rows
         factors, bias = self._by_block(self.token_factors), self._by_block(self.token_bias)
         for index, count in zip(*(part.tolist() for part in level.unique(return_counts=True)), strict=True):
@@ -230,6 +228,13 @@ class EntropyModel(nn.Module):
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         return torch.cat(lengths)[back] / LOG2
+
+    def head_of(self, group: int, hidden: Tensor, *, simulate: bool = False) -> Tensor:
+        """The head's output for the sub-quantizers of a group: (n, C) rows of `hidden` -> (n, m, R) float32."""
+        first, last = self.schedule.group_bounds(group)
+        rank = self.config.token_rank
+        head = self.head(hidden, simulate, slice(first * rank, last * rank)).float()
+        return fake_quantize(head, ACTIVATION_UNIT, simulate=simulate).view(len(hidden), last - first, rank)
 
     def _by_block(self, flat: Tensor) -> dict[int, Tensor]:
         """What belongs to all codewords, cut into the blocks of all groups and levels, by where they begin: one

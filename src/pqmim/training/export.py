@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from pqmim.model_files import (
     MODEL_FORMAT,
     QUANTIZER_PREFIX,
     SUFFIX,
+    ModelFile,
     compute_model_id,
     find_model,
     load_file,
@@ -221,6 +223,21 @@ def renew_graphs(source: Path, target: Path) -> bytes:
     model = load_model(source)
     analysis = Analysis(model.config.tokenizer.analysis)
     return _write_model(target, model.name, model.config.as_dict(), model.tensors, analysis, model.facts)
+
+
+def save_analysis(model: ModelFile, analysis: Analysis, path: Path, facts: dict[str, Any]) -> None:
+    """Write the file of a token model with another analysis, which its id does not cover.
+
+    Args:
+        facts: how the analysis was made, for people; the others stay.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    config = replace(model.config, tokenizer=replace(model.config.tokenizer, analysis=analysis.config))
+    weights = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(ANALYSIS_PREFIX)}
+    weights |= stored(analysis, ANALYSIS_PREFIX)
+    _write_model(path, model.name, config.as_dict(), weights, analysis, model.facts | {"analysis": facts})
 
 
 def export_decoder(source: Path, target: Path, model: Path, name: str) -> bytes:

@@ -174,7 +174,37 @@ class PerceptualConfig(Config):
     """Crops whose positions the kinds are found in."""
 
 
-class DecoderTraining(Config):
+class RateDraws(Config):
+    """At what trade-offs the tokens of a trained model are made for what is trained on them."""
+
+    rate: RateRange = RateRange()
+    rate_emphasis: float = Field(1.0, ge=1)
+    """1 draws trade-offs evenly (in logarithms) over all that the codebooks serve; 2 makes the coarsest, which need a
+    decoder's imagination most, twice as frequent as on average, the finest rare."""
+    nested_share: float = Field(0.2, ge=0, le=1)
+    """Share of the samples that keep only a random number of leading sub-quantizers."""
+
+
+class AnalysisTraining(RateDraws):
+    """`pqmim train analysis`: an analysis transform for the tokens of a finished model, whose id stays."""
+
+    token_model: Path
+    """Folder or file of the token model, whose analysis is trained on."""
+    decoder: Path
+    """File of the decoder that pictures are made by."""
+    decoder_learns: bool = True
+    """Train it, too; else it stays as it is."""
+    channels: tuple[int, int, int] | None = None
+    """Of the analysis, at strides 4, 8 and 16; null = as they are."""
+    blocks: tuple[int, int, int] | None = None
+    bits: Literal["masked", "static"] = "masked"
+    """What counts as rate: bits under the masked model, or under the static priors."""
+    data: DataConfig
+    run: RunConfig
+    stage: StageConfig = StageConfig(learning_rate=4e-4)
+
+
+class DecoderTraining(RateDraws):
     """`pqmim train decoder`: a synthesis transform for the tokens of a trained model, which stay as they are."""
 
     name: str = "custom"
@@ -191,12 +221,6 @@ class DecoderTraining(Config):
     blocks: tuple[int, int, int] | None = None
     data: DataConfig
     run: RunConfig
-    rate: RateRange = RateRange()
-    rate_emphasis: float = Field(1.0, ge=1)
-    """1 draws trade-offs evenly (in logarithms) over all that the codebooks serve; 2 makes the coarsest, which need a
-    decoder's imagination most, twice as frequent as on average, the finest rare."""
-    nested_share: float = Field(0.2, ge=0, le=1)
-    """Share of the samples that keep only a random number of leading sub-quantizers."""
     distortion: StageConfig = StageConfig(steps=0, learning_rate=8e-4)
     perceptual: StageConfig = StageConfig(steps=0, learning_rate=3e-4)
     adversarial: StageConfig = StageConfig(steps=0, learning_rate=2e-4)

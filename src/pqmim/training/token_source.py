@@ -1,13 +1,13 @@
-"""Tokens of a trained model, made on the fly, for what is trained to decode them."""
+"""Tokens of a trained model, made on the fly, for what is trained to make or decode them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pqmim.training.recipes import DecoderTraining
+from pqmim.training.recipes import RateDraws
 from pqmim.training.tokenizer import Tokenizer
 from pqmim.training.train_tokenizer import w_of_lambda
 from pqmim.training.training_run import Draws, TrainingRun
@@ -18,11 +18,17 @@ class Sent:
     """What the decoder gets of some samples.
 
     Attributes:
+        tokens: (B, M, h, w) int64.
         z_q: (B, D, h, w) float32.
+        level: (B,) int64.
+        w: (B,) float32, squared latent units per bit, as applied.
         lam: (B,) float32, lambda that their rate stands for.
     """
 
+    tokens: Tensor
     z_q: Tensor
+    level: Tensor
+    w: Tensor
     lam: Tensor
 
 
@@ -35,7 +41,7 @@ class TokenSource:
         run: device and precision.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: DecoderTraining, run: TrainingRun) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: RateDraws, run: TrainingRun) -> None:
         self.tokenizer = tokenizer.requires_grad_(False)
         self.config = config
         self.run = run
@@ -46,8 +52,8 @@ class TokenSource:
         return low * (high / low) ** torch.as_tensor(fraction, device=self.run.device)
 
     @torch.no_grad()
-    def send(self, x: Tensor, w: Tensor, kept: Tensor | None = None) -> Sent:
-        """Code crops (B, 3, H, W) at trade-offs (B,).
+    def quantize(self, z: Tensor, w: Tensor, kept: Tensor | None = None) -> Sent:
+        """Choose tokens of latents (B, D, h, w) under the static priors, at trade-offs asked for (B,).
 
         Args:
             kept: (B,), share of the sub-quantizers whose tokens are sent, the leading ones; None = all.
@@ -55,23 +61,35 @@ class TokenSource:
         quantizer = self.tokenizer.quantizer
         level = quantizer.level(w)
         applied = quantizer.applied_w(w, level)
-        with self.run.autocast():
-            z = self.tokenizer.analysis(x)
         known = None
         if kept is not None:
             coded = (quantizer.sizes > 1).sum(1)[level]
-            known = torch.arange(quantizer.num_subquantizers, device=x.device) < (kept * coded).ceil()[:, None]
+            known = torch.arange(quantizer.num_subquantizers, device=z.device) < (kept * coded).ceil()[:, None]
             known = known[..., None, None]
-        z_q = quantizer.dequantize(quantizer.assign(z, applied, level), level, known)
+        tokens = quantizer.assign(z, applied, level)
         # Beyond the range of training there is nothing to be gained.
         unit, finest = self.tokenizer.config.autoencoder.latent_unit, self.config.rate.lambda_max
-        return Sent(z_q, torch.as_tensor(w_of_lambda(applied, unit)).clamp_max(finest))  # it is its own inverse
+        lam = torch.as_tensor(w_of_lambda(applied, unit)).clamp_max(finest)  # it is its own inverse
+        return Sent(tokens, quantizer.dequantize(tokens, level, known), level, applied, lam)
+
+    @torch.no_grad()
+    def send(self, x: Tensor, w: Tensor, kept: Tensor | None = None) -> Sent:
+        """Code crops (B, 3, H, W) at trade-offs asked for (B,), see `quantize`."""
+        with self.run.autocast():
+            z = self.tokenizer.analysis(x)
+        return self.quantize(z, w, kept)
 
     def draw(self, x: Tensor, draws: Draws) -> Sent:
         """Code crops at trade-offs drawn at random, a share of them cut short."""
+        with torch.no_grad(), self.run.autocast():
+            z = self.tokenizer.analysis(x)
+        return self.draw_of(z, draws)[0]
+
+    def draw_of(self, z: Tensor, draws: Draws) -> tuple[Sent, Tensor]:
+        """The same for latents; and which of them are whole, (B,) bool."""
         w = self.trade_off(draws.uniform() ** (1 / self.config.rate_emphasis))
         kept = draws.uniform()
         whole = draws.uniform() >= self.config.nested_share
-        sent = self.send(x, w, torch.where(whole, 1.0, kept))
+        sent = self.quantize(z, w, torch.where(whole, 1.0, kept))
         # Samples cut short count as much as coarse ones, else their large errors would rule.
-        return Sent(sent.z_q, torch.where(whole, sent.lam, self.config.rate.lambda_min))
+        return replace(sent, lam=torch.where(whole, sent.lam, self.config.rate.lambda_min)), whole
