@@ -13,7 +13,9 @@ interpolating their weights.
 Two patches of 192 pixels of each of the photos that training holds out, tokens under the static priors at two
 trade-offs. PSNR, LPIPS (AlexNet), DISTS, KID x 1000 of AlexNet's pooled features (patches of one photo never compared
 with each other; 95 % interval over photos), the strength of an error that repeats every 16 pixels, the squared excess
-of detail (`losses.excess_detail`), and the energy of the luminance's gradient against the original's, 1 being as sharp.
+of detail (`losses.excess_detail`), how regular it is (in squares of 16 pixels the strongest wave of 2 to 6 pixels over
+the geometric mean of all, nats, less the same of the original: meshes and stripes), and the energy of the luminance's
+gradient against the original's, 1 being as sharp.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from pqmim.training import train_decoder
 from pqmim.training.autoencoder import Synthesis
 from pqmim.training.checkpoints import load_synthesis, load_tokenizer
 from pqmim.training.data import PhotoStore, load_photos, split_photos
+from pqmim.training.discriminator import SPECTRUM_SIDE, local_spectra
 from pqmim.training.losses import excess_detail, grid_pattern, mean_psnr, mean_squared_error
 from pqmim.training.recipes import DecoderTraining, load_config
 
@@ -52,7 +55,18 @@ VARIANTS: dict[str, tuple[tuple[float, float], dict[str, Any]]] = {
     "both stages, labels": ((0.4, 0.6), {"adversary": "labels", "adversary_weight": 0.7}),
 }
 """Shares of the time of the two stages, changed terms. The weight for labels is a guess from the size of the loss."""
-COLUMNS = ["decoder", "bpp, static", "PSNR, dB", "LPIPS", "DISTS", "KID x 1000", "pattern", "excess", "sharpness"]
+COLUMNS = [
+    "decoder",
+    "bpp, static",
+    "PSNR, dB",
+    "LPIPS",
+    "DISTS",
+    "KID x 1000",
+    "pattern",
+    "excess",
+    "regularity",
+    "sharpness",
+]
 
 
 class Judge:
@@ -92,6 +106,7 @@ class Judge:
                 f"{1000 * kid.value:.1f} [{1000 * kid.low:.1f}, {1000 * kid.high:.1f}]",
                 f"{float(grid_pattern(y, self.x)):.2f}",
                 f"{float(excess_detail(y, self.x).mean()):.2f}",
+                f"{regularity(y) - regularity(self.x):+.3f}",
                 f"{float(_gradient_energy(y) / _gradient_energy(self.x)):.2f}",
             ]
 
@@ -113,6 +128,17 @@ class Judge:
             latents.append(quantizer.dequantize(tokens, level))
             bits += float(quantizer.static_bits(tokens, level).sum())
         return torch.cat(latents), bits / (len(self.x) * PATCH**2)
+
+
+def regularity(pictures: Tensor) -> float:
+    """Strongest wave of 2 to 6 pixels of local spectra over their geometric mean, nats, mean over squares."""
+    rows, columns = torch.fft.fftfreq(SPECTRUM_SIDE), torch.fft.rfftfreq(SPECTRUM_SIDE)
+    is_fine = ((rows[:, None].square() + columns.square()).sqrt() >= 1 / 6).flatten()
+    parts = []
+    for part in pictures.split(16):
+        waves = local_spectra(part)[:, is_fine]
+        parts.append((waves.amax(1) - waves.mean(1)).flatten())
+    return float(torch.cat(parts).mean())
 
 
 def _gradient_energy(x: Tensor) -> Tensor:

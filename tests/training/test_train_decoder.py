@@ -24,6 +24,7 @@ from pqmim.training.discriminator import (
     fit_features,
     fit_labels,
     leading_values,
+    local_spectra,
 )
 from pqmim.training.export import export_decoder
 from pqmim.training.losses import chroma_error, excess_detail, grid_pattern, mean_squared_error, repeated_error
@@ -278,6 +279,22 @@ def test_detail_counts_where_it_is_stronger_than_in_the_original() -> None:
         assert excess_detail(local, grey).tolist() == pytest.approx([expected] * 2, rel=1e-3)
 
 
+def test_local_spectra_tell_waves_from_noise() -> None:
+    """At equal power: a wave is a peak where its frequency says, in all squares; nothing shows where nothing is."""
+    x = torch.full((3, 3, 48, 40), 0.5)
+    wave = torch.sin(2 * math.pi * torch.arange(40) * 3 / 16)
+    x[0] += 0.1 * wave
+    x[1] += 0.1 / 2**0.5 * torch.randn(1, 48, 40, generator=torch.Generator().manual_seed(0))
+    spectra = local_spectra(x).unflatten(1, (16, 9))
+    assert spectra.shape == (3, 16, 9, 5, 4)
+    assert torch.equal(
+        spectra[0].mean((2, 3)) == spectra[0].mean((2, 3)).max(), torch.eye(16)[0][:, None] * torch.eye(9)[3] > 0
+    )
+    peaks = (spectra.amax((1, 2)) - spectra.mean((1, 2))).mean((1, 2))
+    assert float(peaks[0]) > float(peaks[1]) + 1
+    assert float(peaks[2]) == pytest.approx(0.0, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["labels", "hinge"])
 def test_what_a_discriminator_is_rewarded_for(kind: Any) -> None:
     torch.manual_seed(0)
@@ -286,10 +303,10 @@ def test_what_a_discriminator_is_rewarded_for(kind: Any) -> None:
     fit_labels(discriminator, torch.randn(500, 3), 4, torch.Generator().manual_seed(0))
     x = torch.rand(2, 3, 64, 64)
     view = View(x, TinyFeatures()(x))
-    fit_features(discriminator, view.features)
+    fit_features(discriminator, view)
     logits = discriminator(view, sent)
     assert [tuple(head.shape) for head in logits] == [
-        (2, 8 if kind == "labels" else 1, side, side) for side in (16, 15, 15)
+        (2, 8 if kind == "labels" else 1, side, side) for side in (16, 15, 15, 7)
     ]
     if kind == "labels":
         labels = discriminator.labels(sent.values)

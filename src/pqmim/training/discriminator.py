@@ -3,7 +3,8 @@
 A discriminator that has to learn to see from nothing learns slower than a decoder is fine-tuned. Judging by features
 of a network trained on photographs, which the distance of features needs anyhow, it learns within some hundred steps
 (Sauer et al. 2021, "Projected GANs converge faster", arXiv:2111.01007; differs: features as they are, no random
-mixing). One more head sees the pixels, and with them patterns that the network is blind to.
+mixing). Two more heads see what that network is blind to: patterns of a few pixels, in the pixels themselves, and
+regularity, meshes and stripes that nature does not draw, as peaks of local spectra.
 
 What was sent can reach it in two ways. As an input beside the features, after Mentzer et al. 2020, "High-fidelity
 generative image compression" (HiFiC), arXiv:2006.09965; real is told from decoded by the hinge loss. Or as *labels*,
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pqmim.config import STRIDE
+from pqmim.training.losses import LUMINANCE
 from pqmim.training.trainable_quantizer import TrainableQuantizer
 
 Kind = Literal["hinge", "labels"]
@@ -38,6 +40,10 @@ DEPTHS = 4
 
 MARGIN = 8
 """Pixels by which the trained network sees less than a crop: room to shift what it sees."""
+SPECTRUM_SIDE, SPECTRUM_STRIDE = 16, 8
+"""Side of the squares whose spectra are taken, and how far they are apart, pixels."""
+SPECTRUM_FLOOR = 36.0
+"""Added to the power: that of noise of one grey level under the window, which nobody sees."""
 SCALES = (0.75, 1.25)
 """It sees crops scaled at random, for it reads every second pixel, then every second of these: dots that please it at
 one place and scale do not at another."""
@@ -86,6 +92,25 @@ class View:
     def detached(self) -> View:
         """The same, nothing of which has a gradient."""
         return View(self.pixels.detach(), [f.detach() for f in self.features])
+
+
+def local_spectra(pixels: Tensor) -> Tensor:
+    """Logarithms of the power spectra of overlapping squares of the luminance under a Hann window.
+
+    Args:
+        pixels: (B, 3, H, W) in [0, 1] or nearly so, sides at least `SPECTRUM_SIDE`.
+
+    Returns:
+        (B, SIDE * (SIDE / 2 + 1), h, w) float32.
+    """
+    with torch.autocast(pixels.device.type, enabled=False):
+        luminance = torch.einsum("c,bchw->bhw", torch.tensor(LUMINANCE, device=pixels.device), pixels.float()) * 255
+        squares = luminance.unfold(1, SPECTRUM_SIDE, SPECTRUM_STRIDE).unfold(2, SPECTRUM_SIDE, SPECTRUM_STRIDE)
+        window = torch.hann_window(SPECTRUM_SIDE, device=pixels.device)
+        spectrum = torch.fft.rfft2((squares - squares.mean((3, 4), keepdim=True)) * window[:, None] * window)
+        power = spectrum.real.square() + spectrum.imag.square()
+        spectra: Tensor = (power + SPECTRUM_FLOOR).log().flatten(3).permute(0, 3, 1, 2)
+        return spectra
 
 
 @dataclass(frozen=True)
@@ -137,7 +162,7 @@ class Discriminator(nn.Module):
     Attributes:
         scale: (V,) float32, typical size of each sent value.
         centers: (N, V) float32, of the clusters, in multiples of `scale`.
-        mean0, deviation0, ...: (C,) float32, of the features at a depth.
+        mean0, deviation0, ...: (C,) float32, of the features at a depth; the last, of the spectra.
     """
 
     scale: Tensor
@@ -146,7 +171,7 @@ class Discriminator(nn.Module):
     def __init__(self, kind: Kind, channels: Sequence[int], num_values: int, num_labels: int) -> None:
         super().__init__()
         self.kind = kind
-        self.channels = tuple(channels[:DEPTHS])
+        self.channels = (*channels[:DEPTHS], SPECTRUM_SIDE * (SPECTRUM_SIDE // 2 + 1))
         has_labels = kind == "labels"
         self.register_buffer("scale", torch.ones(num_values))
         self.register_buffer("centers", torch.zeros(num_labels if has_labels else 0, num_values))
@@ -168,7 +193,7 @@ class Discriminator(nn.Module):
             Logits of each head: (B, N + 1, h, w) of the labels and, last, of "decoded"; or (B, 1, h, w), high for real.
         """
         inputs = [2 * view.pixels - 1]
-        for depth, features in enumerate(view.features[: len(self.channels)]):
+        for depth, features in enumerate(features_and_spectra(view)):
             mean, deviation = self.get_buffer(f"mean{depth}"), self.get_buffer(f"deviation{depth}")
             inputs.append((features - mean[:, None, None]) / deviation[:, None, None])
         logits = []
@@ -222,10 +247,15 @@ def leading_values(quantizer: TrainableQuantizer, z_q: Tensor, num_subquantizers
     return z_q[:, quantizer.order[: quantizer.boundaries[num_subquantizers]]]
 
 
+def features_and_spectra(view: View) -> list[Tensor]:
+    """What heads look at beside the pixels: (B, C, h, w) each."""
+    return [*view.features[:DEPTHS], local_spectra(view.pixels)]
+
+
 @torch.no_grad()
-def fit_features(discriminator: Discriminator, features: Sequence[Tensor]) -> None:
-    """Set mean and deviation of the features at each depth, from some of training photos: (n, C, h, w) each."""
-    for depth, values in enumerate(features[: len(discriminator.channels)]):
+def fit_features(discriminator: Discriminator, view: View) -> None:
+    """Set mean and deviation of what heads look at, from some training photos."""
+    for depth, values in enumerate(features_and_spectra(view)):
         discriminator.get_buffer(f"mean{depth}").copy_(values.float().mean((0, 2, 3)))
         discriminator.get_buffer(f"deviation{depth}").copy_(values.float().std((0, 2, 3)).clamp_min(1e-6))
 

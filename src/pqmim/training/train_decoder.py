@@ -147,7 +147,7 @@ def fit_discriminator(
     for batch in range(-(-config.terms.label_crops // 8)):
         x = sampler.batch(len(STAGES) * STAGE_STEPS + batch, 8)  # crops that no stage draws
         if batch == 0:
-            fit_features(discriminator, eyes.look(x, Window.middle(x.shape[-1])).features)
+            fit_features(discriminator, eyes.look(x, Window.middle(x.shape[-1])))
         sent = source.draw(x, Draws(config.run.seed, batch, 8, slice(None), x.device))
         values = leading_values(quantizer, sent.z_q, config.terms.label_subquantizers)
         parts.append(values.permute(0, 2, 3, 1).flatten(0, 2).cpu())
