@@ -15,7 +15,7 @@ TOLERANCE = 0.03
 """A file is good enough within this share below the target."""
 AIM = 0.992
 """Share of the target aimed at: what is left is for the error of the last encoding."""
-TYPICAL_RATIO = 0.85
+TYPICAL_RATIO = 0.82
 """Real bytes per estimated byte, before anything is known of the image."""
 TYPICAL_SLOPE = 1.0
 """Relative change of the real size per relative change of its estimate, before two sizes are known."""
