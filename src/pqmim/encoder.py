@@ -36,9 +36,13 @@ SAMPLED_POSITIONS = 4096
 """Positions of a large picture that stand for all in an estimate of the size."""
 OWN_SHARE = 0.75
 """How far an estimate of the size follows the frequencies that a picture's tokens have, not those of all pictures."""
-HANDOVER_POSITIONS = 768
+HANDOVER_POSITIONS = 512
 """Positions that say where levels hand over to each other."""
-HANDOVER_RATIO = 1.014
+HANDOVER_SHARE = 0.97
+"""Share of the bits under the static priors that the leading sub-quantizers have by which this is judged."""
+FINE_W = 0.3
+"""Levels that end with a finer trade-off hand over at the same one for all pictures: sizes meet there anyhow."""
+HANDOVER_RATIO = 0.987
 """Where two levels give files of the same size: estimated bytes of the coarser per byte of the finer; measured on the
 validation photos."""
 SIZE_SLOPE = 0.21
@@ -197,11 +201,13 @@ class PictureEncoder:
         """The same for a trade-off as applied."""
         return self._bits(self._sample, applied, level) / 8 * len(self._factors) / len(self._sample)
 
-    def _bits(self, columns: NDArray[np.float32], applied: float, level: int) -> float:
-        """Bits of some positions, a mean of those under the frequencies of their tokens and under the static priors."""
-        tokens = self._quantizer.assign(columns, np.full(len(columns), applied, np.float32), level)
+    def _bits(self, columns: NDArray[np.float32], applied: float, level: int, count: int | None = None) -> float:
+        """Bits of some positions, a mean of those under the frequencies of their tokens and under the static priors, of
+        all or of the `count` leading sub-quantizers."""
+        w = np.full(len(columns), applied, np.float32)
+        tokens = self._quantizer.assign(columns, w, level, count)
         own, static = self._quantizer.own_bits(tokens, level), self._quantizer.static_bits(tokens, level)
-        return own**OWN_SHARE * static ** (1 - OWN_SHARE)
+        return math.pow(own, OWN_SHARE) * math.pow(static, 1 - OWN_SHARE)
 
     def _applied_w(self, w: float, level: int) -> float:
         """What a level applies when w is asked for: levels hand over to each other where this picture takes about as
@@ -215,12 +221,15 @@ class PictureEncoder:
     def _shift(self, finer: int) -> float:
         """What is added to the logarithm of the w that a level ends with, and taken from that with which the next one
         begins: a guess by the typical slope, then a step of the secant."""
-        columns = self._sample[:: -(-len(self._sample) // HANDOVER_POSITIONS)]
         ends = self._quantizer.levels.handover(finer)
+        if ends[0] < FINE_W:
+            return 0.0
+        columns = self._sample[:: -(-len(self._sample) // HANDOVER_POSITIONS)]
+        count = self._quantizer.num_leading(finer, HANDOVER_SHARE)
 
         def ratio(shift: float) -> float:
             applied = (ends[0] * math.exp(shift), ends[1] * math.exp(-shift))
-            bits = [max(8.0, self._bits(columns, w, finer + index)) for index, w in enumerate(applied)]
+            bits = [max(8.0, self._bits(columns, w, finer + index, count)) for index, w in enumerate(applied)]
             return math.log(bits[0] * HANDOVER_RATIO / bits[1])
 
         def within_reach(shift: float) -> float:

@@ -130,17 +130,26 @@ class ProductQuantizer:
         return bits
 
     def static_bits(self, tokens: Tokens, level: int) -> float:
-        """Bits of tokens (M, n) under the static prior of a level."""
-        return float(self.prior_bits[self.alphabets.starts[level, :, None] + tokens].sum(dtype=np.float64))
+        """Bits of tokens (m, n) of the m leading sub-quantizers under the static prior of a level."""
+        places = self.alphabets.starts[level, : len(tokens), None] + tokens
+        return float(self.prior_bits[places].sum(dtype=np.float64))
+
+    def num_leading(self, level: int, share: float) -> int:
+        """How many leading sub-quantizers have this share of the bits under the static prior of a level."""
+        bits = self.prior_bits[self.alphabets.codewords(level, 0, self.num_subquantizers)]
+        starts = self.alphabets.starts[level] - self.alphabets.starts[level, 0]
+        total = np.add.reduceat(bits * np.exp2(-bits), starts).cumsum()
+        return min(int(np.searchsorted(total, share * total[-1])) + 1, len(total))
 
     def own_bits(self, tokens: Tokens, level: int) -> float:
-        """Bits of tokens (M, n) under their own frequencies, drawn towards the static prior of a level.
+        """Bits of tokens (m, n) of the m leading sub-quantizers under their own frequencies, drawn towards the static
+        prior of a level.
 
         A picture's tokens are not as frequent as those of all pictures; what the masked model will make of them follows
         their own frequencies twice as closely (docs/experiments.md).
         """
-        own = self.alphabets.codewords(level, 0, self.num_subquantizers)
-        places = self.alphabets.starts[level, :, None] - own.start + tokens
+        own = self.alphabets.codewords(level, 0, len(tokens))
+        places = self.alphabets.starts[level, : len(tokens), None] - own.start + tokens
         counts = np.bincount(places.ravel(), minlength=own.stop - own.start)
         expected = PRIOR_POSITIONS * np.exp2(-self.prior_bits[own], dtype=np.float64)
         return float(counts @ np.log2((tokens.shape[1] + PRIOR_POSITIONS) / (counts + expected)))
@@ -161,18 +170,21 @@ class ProductQuantizer:
         distances += codebook.squares
         return distances
 
-    def assign(self, columns: NDArray[np.float32], w: NDArray[np.float32], level: int) -> Tokens:
+    def assign(
+        self, columns: NDArray[np.float32], w: NDArray[np.float32], level: int, count: int | None = None
+    ) -> Tokens:
         """Entropy-constrained tokens under the static prior.
 
         Args:
             columns: (n, D') from `columns`.
             w: squared latent units per bit, > 0, as applied; (n,).
+            count: leading sub-quantizers that are wanted; None = all.
 
         Returns:
-            (M, n).
+            (M or count, n).
         """
-        tokens = np.zeros((self.num_subquantizers, len(columns)), np.int64)
-        starts, sizes = self.alphabets.starts[level], self.alphabets.sizes[level]
+        tokens = np.zeros((self.num_subquantizers if count is None else count, len(columns)), np.int64)
+        starts, sizes = self.alphabets.starts[level], self.alphabets.sizes[level, : len(tokens)]
         is_uniform = len(w) == 0 or bool((w == w[0]).all())
 
         def assign(m: int) -> None:

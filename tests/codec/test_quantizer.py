@@ -238,6 +238,24 @@ def test_own_bits_are_those_of_a_pictures_frequencies_and_the_priors(quantizer: 
     assert quantizer.own_bits(many, level) == pytest.approx(entropy, rel=0.01)
 
 
+def test_leading_sub_quantizers_alone(quantizer: ProductQuantizer) -> None:
+    level, z = 0, latent(8)
+    columns = quantizer.columns(z)
+    w = np.full(len(columns), 0.2, np.float32)
+    tokens = quantizer.assign(columns, w, level)
+    for count in range(1, M + 1):
+        leading = quantizer.assign(columns, w, level, count)
+        assert np.array_equal(leading, tokens[:count])
+        by_definition = sum(float(bits_of(level, m)[tokens[m]].sum()) for m in range(count))
+        assert quantizer.static_bits(leading, level) == pytest.approx(by_definition, rel=1e-5)
+        assert 0 < quantizer.own_bits(leading, level) <= quantizer.own_bits(tokens, level)
+    entropies = np.array([float((b * np.exp2(-b)).sum()) for b in (bits_of(level, m) for m in range(M))])
+    for share in (0.01, 0.5, 0.9, 1.0):
+        count = quantizer.num_leading(level, share)
+        assert entropies[:count].sum() >= share * entropies.sum() * (1 - 1e-6)
+        assert count == 1 or entropies[: count - 1].sum() < share * entropies.sum()
+
+
 def test_silent_sub_quantizers_cost_nothing_and_decode_to_their_only_codeword(quantizer: ProductQuantizer) -> None:
     level, silent = 3, 1
     tokens = assigned(quantizer, latent(8), 0.2, level)
