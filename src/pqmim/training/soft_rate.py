@@ -111,9 +111,12 @@ def soft_rate(
             rows = None if hidden is None else [h[sample] for h in hidden]
             for block, costs in _costs(quantizer, model, rows, index):
                 count, own = block.last - block.first, quantizer.block_columns(block)
-                parts = [each[sample, :, own].float().unflatten(1, (count, -1)) for each in (columns, chosen)]
-                values = [part.transpose(0, 1) for part in parts]
-                expected, found = soft_assignment(*values, quantizer.block_codewords(block), costs, float(w[sample]))
+                values, codewords = (
+                    each[sample, :, own].float().unflatten(1, (count, -1)).transpose(0, 1) for each in (columns, chosen)
+                )
+                expected, found = soft_assignment(
+                    values, codewords, quantizer.block_codewords(block), costs, float(w[sample])
+                )
                 bits[sample] += expected.sum()
                 for slope, gradient in zip(slopes, found, strict=True):
                     slope[sample, :, own] = gradient.transpose(0, 1).flatten(1)
