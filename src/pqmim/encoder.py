@@ -207,7 +207,7 @@ class PictureEncoder:
         w = np.full(len(columns), applied, np.float32)
         tokens = self._quantizer.assign(columns, w, level, count)
         own, static = self._quantizer.own_bits(tokens, level), self._quantizer.static_bits(tokens, level)
-        return math.pow(own, OWN_SHARE) * math.pow(static, 1 - OWN_SHARE)
+        return math.pow(own, OWN_SHARE) * math.pow(max(0.0, static), 1 - OWN_SHARE)
 
     def _applied_w(self, w: float, level: int) -> float:
         """What a level applies when w is asked for: levels hand over to each other where this picture takes about as

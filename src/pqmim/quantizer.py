@@ -151,8 +151,10 @@ class ProductQuantizer:
         own = self.alphabets.codewords(level, 0, len(tokens))
         places = self.alphabets.starts[level, : len(tokens), None] - own.start + tokens
         counts = np.bincount(places.ravel(), minlength=own.stop - own.start)
-        expected = PRIOR_POSITIONS * np.exp2(-self.prior_bits[own], dtype=np.float64)
-        return float(counts @ np.log2((tokens.shape[1] + PRIOR_POSITIONS) / (counts + expected)))
+        used = counts.nonzero()[0]
+        drawn = counts[used] + PRIOR_POSITIONS * np.exp2(-self.prior_bits[own][used], dtype=np.float64)
+        bits = counts[used] @ np.log2((tokens.shape[1] + PRIOR_POSITIONS) / drawn)
+        return max(0.0, float(bits))  # rounding of what is certain
 
     def codewords(self, m: int, level: int) -> NDArray[np.float32]:
         """Codewords of a sub-quantizer at a level, (K, d)."""

@@ -275,6 +275,9 @@ def test_static_bits_of_extreme_priors() -> None:
     made = ProductQuantizer(random_tensors() | {PREFIX + "prior_logits": logits}, Workers(1))
     expected = [(1000 - part) / math.log(2) + np.log2((part == 1000).sum()) for part in parts]
     assert np.allclose(made.prior_bits, np.concatenate(expected), rtol=1e-6)
+    certain = np.zeros((M, 40), np.int64)  # the codewords that all others are nothing beside
+    assert 0 <= made.own_bits(certain, 0) < 40 * M * math.log2(max(SIZES[0]))
+    assert np.isfinite(made.own_bits(certain + (np.array(SIZES[0]) > 1)[:, None], 0))
 
 
 @pytest.mark.parametrize("level", [0, 2, 5])
