@@ -288,9 +288,7 @@ def report(rows: dict[str, Values]) -> str:
     lines = []
     for label, values in rows.items():
         cells = [f"{values[name]:.4g}" for name in names]
-        curves = [
-            [v for n, v in row.items() if f"/{kind}@" in n] for row in (anchor, values) for kind in ("bpp", "psnr")
-        ]
+        curves = [curve(row, kind) for row in (anchor, values) for kind in ("bpp", "psnr")]
         change = None if values is anchor or not curves[0] else bd_rate(*curves).percent
         lines.append([label, *cells, "" if change is None else f"{change:+.2f} %"])
     return table(["row", *(name.removeprefix("validation/") for name in names), "rate"], lines)

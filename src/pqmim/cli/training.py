@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -38,14 +39,7 @@ def train_tokenizer(
     verbose: opt.Verbose = 0,
 ) -> None:
     """Train transforms and codebooks."""
-    reporter = Reporter(verbosity=verbose)
-    with one_line_errors(reporter), _missing_packages_named():
-        from pqmim.training.recipes import TokenizerTraining, load_config
-
-        config = load_config(TokenizerTraining, recipe, _with_limit(overrides, max_minutes))
-        from pqmim.training.train_tokenizer import train
-
-        _train(lambda: train(config, resume=resume), reporter)
+    _train("TokenizerTraining", "train_tokenizer", recipe, _with_limit(overrides, max_minutes), resume, verbose)
 
 
 def train_entropy(
@@ -56,14 +50,7 @@ def train_entropy(
     verbose: opt.Verbose = 0,
 ) -> None:
     """Train the entropy model on the tokens of a trained tokenizer."""
-    reporter = Reporter(verbosity=verbose)
-    with one_line_errors(reporter), _missing_packages_named():
-        from pqmim.training.recipes import EntropyTraining, load_config
-
-        config = load_config(EntropyTraining, recipe, _with_limit(overrides, max_minutes))
-        from pqmim.training.train_entropy_model import train
-
-        _train(lambda: train(config, resume=resume), reporter)
+    _train("EntropyTraining", "train_entropy_model", recipe, _with_limit(overrides, max_minutes), resume, verbose)
 
 
 def train_analysis(
@@ -74,14 +61,7 @@ def train_analysis(
     verbose: opt.Verbose = 0,
 ) -> None:
     """Train the analysis of a trained model on, for the tokens that it has."""
-    reporter = Reporter(verbosity=verbose)
-    with one_line_errors(reporter), _missing_packages_named():
-        from pqmim.training.recipes import AnalysisTraining, load_config
-
-        config = load_config(AnalysisTraining, recipe, _with_limit(overrides, max_minutes))
-        from pqmim.training.train_analysis import train
-
-        _train(lambda: train(config, resume=resume), reporter)
+    _train("AnalysisTraining", "train_analysis", recipe, _with_limit(overrides, max_minutes), resume, verbose)
 
 
 def train_decoder(
@@ -92,14 +72,7 @@ def train_decoder(
     verbose: opt.Verbose = 0,
 ) -> None:
     """Train a decoder for the tokens of a trained model."""
-    reporter = Reporter(verbosity=verbose)
-    with one_line_errors(reporter), _missing_packages_named():
-        from pqmim.training.recipes import DecoderTraining, load_config
-
-        config = load_config(DecoderTraining, recipe, _with_limit(overrides, max_minutes))
-        from pqmim.training.train_decoder import train
-
-        _train(lambda: train(config, resume=resume), reporter)
+    _train("DecoderTraining", "train_decoder", recipe, _with_limit(overrides, max_minutes), resume, verbose)
 
 
 @contextmanager
@@ -116,13 +89,23 @@ def _with_limit(overrides: list[str] | None, max_minutes: float | None) -> list[
     return [*(overrides or ()), *([] if max_minutes is None else [f"run.max_minutes={max_minutes}"])]
 
 
-def _train(train: Callable[[], Path], reporter: Reporter) -> None:
-    """Say what was written, or that the run ended at its time limit, which is no error."""
-    from pqmim.training.training_run import TimeIsUp
+def _train(kind: str, module: str, recipe: Path, overrides: list[str], resume: str | None, verbose: int) -> None:
+    """Run a recipe; say what was written, or that the run ended at its time limit, which is no error.
 
-    try:
-        message = str(train())
-    except TimeIsUp as stop:
-        message = str(stop)
-    if os.environ.get("RANK", "0") == "0":  # set by torchrun and accelerate; one of the processes is enough
-        reporter.text(message)
+    Args:
+        kind: class of the recipe in `pqmim.training.recipes`.
+        module: of `pqmim.training`, whose `train` runs it.
+    """
+    reporter = Reporter(verbosity=verbose)
+    with one_line_errors(reporter), _missing_packages_named():
+        from pqmim.training import recipes
+
+        config = recipes.load_config(getattr(recipes, kind), recipe, overrides)
+        from pqmim.training.training_run import TimeIsUp
+
+        try:
+            message = str(import_module(f"pqmim.training.{module}").train(config, resume=resume))
+        except TimeIsUp as stop:
+            message = str(stop)
+        if os.environ.get("RANK", "0") == "0":  # set by torchrun and accelerate; one of the processes is enough
+            reporter.text(message)
