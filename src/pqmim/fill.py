@@ -24,7 +24,7 @@ from pqmim.exact_entropy import ExactEntropyModel
 from pqmim.exact_numpy import Activations
 from pqmim.quantizer import Latent, ProductQuantizer, Tokens
 from pqmim.range_coding import PRECISION
-from pqmim.token_coding import CHUNK_TOKENS, TokenGrid
+from pqmim.token_coding import CHUNK_FREQUENCIES, TokenGrid
 
 CONFIDENCE_UNIT = 1 / 256
 """Bits that one unit of an integer confidence stands for."""
@@ -53,10 +53,11 @@ def expected_latent(
         if len(positions) == 0:
             continue
         for index, run in enumerate(quantizer.runs[first:last]):
-            if quantizer.alphabets.sizes[level, first + index] == 1:
+            size = int(quantizer.alphabets.sizes[level, first + index])
+            if size == 1:
                 continue  # the same whether sent or not
             codewords, channels = quantizer.codewords(first + index, level), quantizer.order[run]
-            blocks = [(slice(index, index + 1), columns) for columns in _chunks(len(positions))]
+            blocks = [(slice(index, index + 1), columns) for columns in _chunks(len(positions), size)]
             frequency_blocks = entropy_model.frequency_blocks(head, level, first, blocks)
             for (_, columns), frequencies in zip(blocks, frequency_blocks, strict=True):
                 mean = frequencies[0].astype(np.float32) @ codewords / np.float32(1 << PRECISION)  # (n, d)
@@ -139,8 +140,9 @@ def _draw(
     log_table = _log_table()
     confidence = np.zeros(head.shape[1], np.int64)
     drawn = np.zeros(head.shape[:2], np.int64)
-    for index in np.flatnonzero(entropy_model.alphabets.sizes[level, first : first + len(head)] > 1).tolist():
-        for columns in _chunks(head.shape[1]):
+    sizes = entropy_model.alphabets.sizes[level, first : first + len(head)]
+    for index in np.flatnonzero(sizes > 1).tolist():
+        for columns in _chunks(head.shape[1], int(sizes[index])):
             frequencies = entropy_model.frequencies(
                 np.ascontiguousarray(head[index : index + 1, columns]), level, first + index, sharpness=sharpness
             )[0]
@@ -152,8 +154,10 @@ def _draw(
     return drawn, confidence
 
 
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK_TOKENS, count)) for start in range(0, count, CHUNK_TOKENS)]
+def _chunks(count: int, size: int) -> list[slice]:
+    """Cut positions so that each part has a bounded number of frequencies of `size` codewords."""
+    most = max(1, CHUNK_FREQUENCIES // size)
+    return [slice(start, min(start + most, count)) for start in range(0, count, most)]
 
 
 def _random_bits(random: np.random.PCG64, count: int, num_bits: int) -> NDArray[np.int64]:

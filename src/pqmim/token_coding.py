@@ -19,8 +19,8 @@ from pqmim.quantizer import Latent, ProductQuantizer, Tokens
 from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
 from pqmim.rate_control import solve
 
-CHUNK_TOKENS = 1 << 11
-"""Tokens whose frequencies are computed at a time: they fit the cache, and memory is bounded for large images."""
+CHUNK_FREQUENCIES = 1 << 15
+"""Frequencies that are computed at a time: they fit the cache, and memory is bounded for large images."""
 
 STATIC_SHARE = 0.8
 """Weight of the static prior in the choice of tokens; chosen on the validation photos."""
@@ -132,7 +132,7 @@ def code_tokens(
 
 
 def _blocks(alphabets: Sequence[Block], num_positions: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a step into blocks of at most CHUNK_TOKENS tokens with equally many codewords each, in coding order.
+    """Cut a step into blocks of at most CHUNK_FREQUENCIES, of tokens with equally many codewords, in coding order.
 
     Args:
         alphabets: of the step's sub-quantizers.
@@ -140,11 +140,11 @@ def _blocks(alphabets: Sequence[Block], num_positions: int) -> Iterator[tuple[sl
     Yields:
         Sub-quantizers, counted from the first one of the step, and positions.
     """
-    rows = max(1, CHUNK_TOKENS // num_positions)
-    columns = CHUNK_TOKENS if rows == 1 else num_positions
     for block in alphabets:
         if block.size == 1:
             continue
+        rows = max(1, CHUNK_FREQUENCIES // (block.size * num_positions))
+        columns = max(1, CHUNK_FREQUENCIES // block.size) if rows == 1 else num_positions
         begin, end = block.first - alphabets[0].first, block.last - alphabets[0].first
         for first in range(begin, end, rows):
             for start in range(0, num_positions, columns):

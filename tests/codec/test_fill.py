@@ -86,7 +86,7 @@ def test_likely_is_the_expectation_where_unknown(
     known = rng.random((len(sizes), height, width)) < share
     tokens = rng.integers(sizes[:, None, None], size=known.shape) * known
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pqmim.fill, "CHUNK_TOKENS", chunk)
+        patch.setattr(pqmim.fill, "CHUNK_FREQUENCIES", chunk)
         z = expected_latent(model, quantizer, TokenGrid(tokens, known), level)
     assert z.shape == (1, 12, height, width)
     assert z.dtype == np.float32
@@ -126,7 +126,7 @@ def test_likely_with_more_threads(tiny_model: Path, threads: int, monkeypatch: p
     """Another thread may round a sum of floating-point numbers otherwise, but no more than that."""
     file = load_model(tiny_model / MODEL_FILE)
     grid = TokenGrid.unknown(8, 7, 6)
-    monkeypatch.setattr(pqmim.fill, "CHUNK_TOKENS", 5)
+    monkeypatch.setattr(pqmim.fill, "CHUNK_FREQUENCIES", 5)
     latents = [
         expected_latent(ExactEntropyModel(file, Workers(n)), ProductQuantizer(file.tensors, Workers(n)), grid, 2)
         for n in (1, threads)

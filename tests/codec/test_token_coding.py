@@ -27,7 +27,7 @@ from pqmim.runtime import Workers
 from pqmim.schedule import Step, positions_of
 from pqmim.token_coding import (
     BUDGET_REACH,
-    CHUNK_TOKENS,
+    CHUNK_FREQUENCIES,
     FREE_SHARE,
     Budget,
     Frequencies,
@@ -111,7 +111,7 @@ def test_threads_write_and_read_the_same(
     tokens = random_tokens(9, 8, 5)
     payload = written(model, tokens)
     part = code_tokens(model, PrefixReader(payload[:50]), 9, 8, 1)
-    monkeypatch.setattr("pqmim.token_coding.CHUNK_TOKENS", 10)
+    monkeypatch.setattr("pqmim.token_coding.CHUNK_FREQUENCIES", 10)
     several = exact_model(threads=threads)
     assert written(several, tokens) == payload
     assert np.array_equal(read(several, payload, 9, 8), tokens)
@@ -137,18 +137,19 @@ def test_chunks_bound_memory_and_nothing_else(
 ) -> None:
     tokens = random_tokens(8, 9, 1)
     payload = written(model, tokens)
-    assert CHUNK_TOKENS > 144  # the largest step
-    monkeypatch.setattr("pqmim.token_coding.CHUNK_TOKENS", chunk)
+    assert CHUNK_FREQUENCIES > 144 * 7  # the largest step
+    monkeypatch.setattr("pqmim.token_coding.CHUNK_FREQUENCIES", chunk)
     sizes = []
     original = ExactEntropyModel.frequencies
 
     def watched(self: ExactEntropyModel, head: Activations, *args: int, **kwargs: float) -> Frequencies:
-        sizes.append(head.shape[0] * head.shape[1])
-        return original(self, head, *args, **kwargs)
+        frequencies = original(self, head, *args, **kwargs)
+        sizes.append((frequencies.size, frequencies.shape[2]))
+        return frequencies
 
     monkeypatch.setattr(ExactEntropyModel, "frequencies", watched)
     assert written(model, tokens) == payload
-    assert max(sizes) <= chunk
+    assert all(count <= max(chunk, alphabet) for count, alphabet in sizes)
     assert np.array_equal(read(model, payload, 8, 9), tokens)
     part = code_tokens(model, PrefixReader(payload[: len(payload) // 2]), 8, 9, 1)
     monkeypatch.undo()
@@ -165,12 +166,13 @@ def test_chunks_bound_memory_and_nothing_else(
 def test_blocks_cut_a_step_in_coding_order(sizes: list[int], before: int, num_positions: int, chunk: int) -> None:
     alphabets = Alphabets(np.array([[3] * before + sizes]), np.ones(before + len(sizes), int))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pqmim.token_coding.CHUNK_TOKENS", chunk)
+        patch.setattr("pqmim.token_coding.CHUNK_FREQUENCIES", chunk)
         blocks = list(_blocks(alphabets.blocks(0, before, before + len(sizes)), num_positions))
     order = np.arange(len(sizes) * num_positions).reshape(len(sizes), -1)
     parts = [order[rows, columns].ravel() for rows, columns in blocks]
-    assert all(0 < len(part) <= chunk for part in parts)
     assert all(len(set(sizes[rows])) == 1 for rows, _ in blocks)
+    alphabet = [sizes[rows.start] for rows, _ in blocks]
+    assert all(0 < len(part) * size <= max(chunk, size) for part, size in zip(parts, alphabet, strict=True))
     expected = order[np.array(sizes) > 1].ravel()
     assert np.array_equal(np.concatenate([np.empty(0, int), *parts]), expected)
 

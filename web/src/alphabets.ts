@@ -9,8 +9,8 @@
 import type { ModelFile } from "./modelFile.js";
 import { cuts } from "./rows.js";
 
-/** Tokens whose frequencies are computed at a time. */
-const CHUNK_TOKENS = 1 << 11;
+/** Frequencies that are computed at a time. */
+const CHUNK_FREQUENCIES = 1 << 15;
 
 /** Neighboring sub-quantizers with equally many codewords at a level. */
 export interface Run {
@@ -97,10 +97,11 @@ export class Alphabets {
 
   /** Cut what a step sends into blocks of bounded size, in coding order. */
   *blocks(level: number, first: number, last: number, numPositions: number): Generator<Block> {
-    const rows = Math.max(1, Math.floor(CHUNK_TOKENS / numPositions));
     for (const run of this.runs(level, first, last).filter(({ size }) => size > 1)) {
+      const tokens = Math.max(1, Math.floor(CHUNK_FREQUENCIES / run.size));
+      const rows = Math.max(1, Math.floor(tokens / numPositions));
       for (let m = run.first; m < run.last; m += rows) {
-        for (const [begin, end] of rows === 1 ? cuts(numPositions, CHUNK_TOKENS) : [[0, numPositions]]) {
+        for (const [begin, end] of rows === 1 ? cuts(numPositions, tokens) : [[0, numPositions]]) {
           yield { first: m, last: Math.min(m + rows, run.last), size: run.size, begin, end };
         }
       }

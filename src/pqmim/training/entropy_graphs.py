@@ -87,8 +87,7 @@ class _PartBuilder(GraphBuilder):
 
     def normalize(self, h: str, output: str) -> str:
         """Root-mean-square normalization of the residual stream (n, C) to activations."""
-        double = self.cast(h, np.float64)
-        squares = self.op("ReduceSum", self.op("Mul", double, double), self.ints(-1), keepdims=1)
+        squares = self.op("ReduceSumSquare", self.cast(h, np.float64), axes=[-1], keepdims=1)
         squares = self.op("Add", squares, self.constant(NORM_EPSILON, np.float64))
         numerator = self.constant(math.sqrt(self.config.width) / ACTIVATION_UNIT, np.float64)
         gain = self.cast(self.op("Div", numerator, self.op("Sqrt", squares)), np.float32)
@@ -301,29 +300,38 @@ def _head(config: EntropyModelConfig, kernel: str, num_subquantizers: int, first
 
 
 def _frequencies(config: EntropyModelConfig) -> Graph:
-    """Head outputs -> range-coder frequencies of any K codewords, see `exact_numpy.frequencies_of_logits`."""
+    """Head outputs -> range-coder frequencies of any K codewords, see `exact_numpy.frequencies_of_logits`.
+
+    Positions lie along the last axis until the end: most alphabets are so short that nothing runs well along them.
+    """
     builder = _PartBuilder(config)
     rank = config.token_rank
-    factors = builder.op("Transpose", builder.cast("factors", np.float32), perm=[0, 2, 1])
-    products = builder.op("MatMul", builder.from_activations("head"), factors)
+    head = builder.op("Transpose", builder.from_activations("head"), perm=[0, 2, 1])
+    products = builder.op("MatMul", builder.cast("factors", np.float32), head)  # (m, k, n)
     logits = builder.op("Round", builder.op("Mul", products, "scale"))
-    logits = builder.op("Add", logits, builder.cast("bias", np.float32))
-    best = builder.op("ReduceMax", logits, axes=[-1], keepdims=1)
-    index_of_best = builder.op("ArgMax", logits, axis=-1, keepdims=1, select_last_index=0)
+    logits = builder.op("Add", logits, builder.op("Transpose", builder.cast("bias", np.float32), perm=[0, 2, 1]))
+    best = builder.op("ReduceMax", logits, axes=[1], keepdims=1)
+    size = builder.op("Gather", builder.op("Shape", "bias"), builder.constant(2, np.int64), axis=0)
+    # The first codeword of the best: which it is, or K of all others; `ArgMax` and `ScatterElements` are far slower.
+    one = builder.constant(1, np.int64)
+    numbers = builder.op("Range", builder.constant(0, np.int64), size, one)
+    numbers = builder.op("Reshape", builder.cast(numbers, np.float32), builder.ints(1, -1, 1))
+    number = builder.op("Where", builder.op("Equal", logits, best), numbers, builder.cast(size, np.float32))
+    is_first = builder.op("Equal", number, builder.op("ReduceMin", number, axes=[1], keepdims=1))
     length = exponential_table_length(EXPONENTIAL_ONE, LOGIT_UNIT)
     below = builder.clip(builder.op("Sub", best, logits), 0, length - 1)
     table = builder.weight("logit_table", "entropy.logit_table", (length,), np.int32)
     mass = builder.lookup(builder.cast(table, np.float32), below)
     # At most MAX_CODEWORDS masses of at most 2^15: the sum is exact in float32.
-    total = builder.cast(builder.op("ReduceSum", mass, builder.ints(-1), keepdims=1), np.float64)
-    size = builder.op("Gather", builder.op("Shape", "bias"), builder.ints(2), axis=0)
+    total = builder.cast(builder.op("ReduceSum", mass, builder.ints(1), keepdims=1), np.float64)
     beside = builder.op("Sub", builder.constant(1 << PRECISION, np.int64), size)  # of the one that each codeword has
     share = builder.cast(builder.op("Div", builder.cast(beside, np.float64), total), np.float32)
     whole = builder.cast(builder.op("Mul", mass, share), np.int32)  # of a positive number the integer part
-    used = builder.op("ReduceSum", builder.cast(whole, np.float32), builder.ints(-1), keepdims=1)
+    used = builder.op("ReduceSum", builder.cast(whole, np.float32), builder.ints(1), keepdims=1)
     rest = builder.cast(builder.op("Sub", builder.cast(beside, np.float32), used), np.int32)
-    frequencies = builder.op("Add", whole, builder.constant(1, np.int32))
-    builder.op("ScatterElements", frequencies, index_of_best, rest, output="frequencies", axis=-1, reduction="add")
+    rest = builder.op("Mul", builder.cast(is_first, np.int32), rest)
+    frequencies = builder.op("Add", builder.op("Add", whole, builder.constant(1, np.int32)), rest)
+    builder.op("Transpose", frequencies, perm=[0, 2, 1], output="frequencies")
     return builder.build(
         [
             ("head", np.uint8, ("m", "n", rank)),
