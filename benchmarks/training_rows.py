@@ -19,7 +19,6 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 from unittest import mock
@@ -35,10 +34,9 @@ from work import SIDE, transform_work
 from pqmim.config import STRIDE
 from pqmim.evaluation.bd_rate import bd_rate
 from pqmim.model_files import find_model
-from pqmim.training import train_analysis, train_decoder, train_entropy_model, train_tokenizer, training_run
+from pqmim.training import train_analysis, train_decoder, train_entropy_model, train_tokenizer
 from pqmim.training.autoencoder import ResidualBlock, Synthesis
 from pqmim.training.checkpoints import load_tokenizer
-from pqmim.training.data import PhotoStore, split_photos
 from pqmim.training.recipes import (
     AnalysisTraining,
     Config,
@@ -53,8 +51,8 @@ from pqmim.training.training_run import TrainingRun, open_photos
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "photo"
 SHIPPED = find_model("photo").parent
-NO_STATEMENT = ("imagenet", "bsds", "sunhays", "houses", "nips17", "tinycoco", "rknncoco", "froala")
-"""Beginnings of the names of photos whose sources state no permissive licence for the pictures (docs/datasets.md)."""
+NO_STATEMENT = "[imagenet*, bsds*, sunhays*, houses*, nips17*, tinycoco*, rknncoco*, froala*]"
+"""Names of the photos whose sources state no permissive licence for the pictures (docs/model-photo.md)."""
 Values = dict[str, float]
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -123,20 +121,13 @@ def orders_row(share: float) -> Callable[[Row], Values]:
 # Transforms
 
 
-def transform_row(*changes: str, is_permissive: bool = False) -> Callable[[Row], Values]:
+def transform_row(*changes: str) -> Callable[[Row], Values]:
     """The first stage of a tokenizer."""
-
-    def permissive(photos: PhotoStore, count: int) -> tuple[PhotoStore, PhotoStore]:
-        training, held_out = split_photos(photos, count)
-        kept = [i for i, name in enumerate(training.names) if not Path(name).name.startswith(NO_STATEMENT)]
-        return training.subset(np.array(kept)), held_out
 
     def run(row: Row) -> Values:
         config = row.config(TokenizerTraining, "tokenizer", "transform", *changes)
         opened = TrainingRun.open(config.run, None)
-        change = mock.patch.object(training_run, "split_photos", permissive) if is_permissive else nullcontext()
-        with change:
-            photos = open_photos(opened, config.data)
+        photos = open_photos(opened, config.data)
         torch.manual_seed(config.run.seed)
         tokenizer = Tokenizer(config.model)
         if config.start_from is not None:
@@ -258,7 +249,7 @@ FAMILIES: dict[str, dict[str, Callable[[Row], Values]]] = {
     "orders": {"15 % of the batches": orders_row(0.15), "none": orders_row(0.0)},
     "licence": {
         "all photos": transform_row("start_from=null"),
-        "those with a statement": transform_row("start_from=null", is_permissive=True),
+        "those with a statement": transform_row("start_from=null", f"data.exclude={NO_STATEMENT}"),
     },
     "decoders": {
         "up step by step": decoder_row(lambda _: None),

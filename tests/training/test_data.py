@@ -14,11 +14,13 @@ from pqmim.errors import ConfigError
 from pqmim.training.data import (
     CropSampler,
     PhotoStore,
+    is_excluded,
     iterate_files,
     load_photos,
     shrink,
     split_photos,
     validation_crops,
+    without,
 )
 
 CPU = torch.device("cpu")
@@ -110,6 +112,21 @@ def test_split_is_a_partition(total: int, held_out: int) -> None:
 def test_split_that_leaves_nothing(held_out: int) -> None:
     with pytest.raises(ConfigError, match="validation_photos"):
         split_photos(store_of([(4, 4)] * 3), held_out)
+
+
+def test_photos_are_left_out_by_their_names() -> None:
+    photos = store_of([(4, 4)] * 12)
+    assert without(photos, []).names == photos.names
+    assert without(photos, ["1*.png"]).names == tuple(f"{i}.png" for i in (0, *range(2, 10)))
+    with pytest.raises(ConfigError, match=r"data\.exclude"):
+        without(photos, ["*"])
+
+
+@pytest.mark.parametrize(
+    ("name", "is_out"), [("a/imagenet_1.jpg", True), ("imagenet/a.jpg", False), ("IMAGENET.jpg", False)]
+)
+def test_patterns_are_of_file_names_without_folders(name: str, is_out: bool) -> None:
+    assert is_excluded(name, ["other*", "imagenet*"]) == is_out
 
 
 def test_crops_depend_on_seed_and_step_alone() -> None:

@@ -107,6 +107,20 @@ def test_held_out_photos_are_never_drawn(folder: Path) -> None:
     assert set(drawn) == set(range(20)) - held_out
 
 
+def test_excluded_photos_are_never_drawn(folder: Path) -> None:
+    shards = ShardSet.scan(folder)
+    out = shards.names[0][:2]
+    left = shards.without([name.rpartition("/")[2] for name in out])
+    assert len(left) == len(shards) - 2
+    assert set(shards.names[0]) - set(left.names[0]) == set(out)
+    stream = sampler(left)
+    drawn = {shade for step in range(8) for shade in shades(stream.batch(step, 4))}
+    assert len(drawn) == len(left)
+    assert len(shards.without([])) == len(shards)
+    with pytest.raises(ConfigError, match=r"data\.exclude"):
+        shards.without(["*"])
+
+
 def test_the_next_photo_stands_in_for_an_unusable_one(tmp_path: Path) -> None:
     files = [("0.png", flat_png(0)), ("1.png", b"broken"), ("2.png", flat_png(2, side=15)), ("3.png", flat_png(3))]
     shards = ShardSet.scan(write_shards(tmp_path / "shards", [files]))

@@ -12,7 +12,8 @@ import hashlib
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -166,6 +167,23 @@ def split_photos(photos: PhotoStore, num_validation: int) -> tuple[PhotoStore, P
         raise ConfigError(f"data.validation_photos must be between 1 and {total - 1} for {total} photos")
     held_out = evenly_spread(num_validation, total)
     return photos.subset(np.setdiff1d(np.arange(total), held_out)), photos.subset(held_out)
+
+
+def is_excluded(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a photo's file name, without folders, fits one of the patterns (of `fnmatch`, case counts)."""
+    return any(fnmatchcase(PurePosixPath(name).name, pattern) for pattern in patterns)
+
+
+def without(photos: PhotoStore, patterns: Sequence[str]) -> PhotoStore:
+    """The photos whose names fit no pattern.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    kept = [index for index, name in enumerate(photos.names) if not is_excluded(name, patterns)]
+    if not kept:
+        raise ConfigError("data.exclude leaves nothing to train on")
+    return photos.subset(np.array(kept))
 
 
 def evenly_spread(count: int, total: int) -> np.ndarray:

@@ -34,6 +34,9 @@ class DataConfig(Config):
     """Photos are scaled down by a random factor in [min_scale, 1], so that crops look like larger photographs."""
     validation_photos: int = Field(64, ge=1)
     """Photos held out, evenly spread over the list and never trained on; models are chosen on them."""
+    exclude: list[str] = []
+    """Patterns of file names (`imagenet*`) of photos not to train on, for instance for their licence. What is held out
+    stays the same, so that models with and without them can be compared."""
     stream: bool = False
     """Read tar shards all the time instead of holding all photos in memory (`streaming`)."""
     stream_lanes: int = Field(8, ge=1)

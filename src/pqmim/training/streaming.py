@@ -15,7 +15,7 @@ import hashlib
 import random
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -37,6 +37,7 @@ from pqmim.training.data import (
     decode_photo,
     decode_photos,
     evenly_spread,
+    is_excluded,
     shrink,
 )
 
@@ -111,6 +112,18 @@ class ShardSet:
         ]
         left = [(path, names) for path, names in left if names]
         return ShardSet(tuple(path for path, _ in left), tuple(names for _, names in left), self.num_bytes), photos
+
+    def without(self, patterns: Sequence[str]) -> ShardSet:
+        """The photos whose names fit no pattern (`data.is_excluded`).
+
+        Raises:
+            ConfigError: there is none.
+        """
+        names = [tuple(name for name in part if not is_excluded(name, patterns)) for part in self.names]
+        left = [(path, part) for path, part in zip(self.paths, names, strict=True) if part]
+        if not left:
+            raise ConfigError("data.exclude leaves nothing to train on")
+        return ShardSet(tuple(path for path, _ in left), tuple(part for _, part in left), self.num_bytes)
 
     def _read_names(self, wanted: list[set[str]]) -> Iterator[tuple[str, bytes]]:
         for path, names in zip(self.paths, wanted, strict=True):

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pqmim.errors import ConfigError, OutputError
 from pqmim.training.checkpoint_copies import read_copy, write_copy
-from pqmim.training.data import ALL, CropSampler, Sampler, load_photos, split_photos, validation_crops
+from pqmim.training.data import ALL, CropSampler, Sampler, load_photos, split_photos, validation_crops, without
 from pqmim.training.distributed import Workers
 from pqmim.training.recipes import DataConfig, RunConfig, StageConfig
 from pqmim.training.run_log import RunLog
@@ -210,6 +210,7 @@ def open_photos(run: TrainingRun, data: DataConfig) -> Photos:
     if data.stream:
         shards = ShardSet.scan(data.path)
         training_shards, validation = shards.hold_out(data.validation_photos, data.crop)
+        training_shards = training_shards.without(data.exclude)
         settings = StreamSettings(
             lanes=data.stream_lanes,
             readers=data.stream_readers,
@@ -224,6 +225,7 @@ def open_photos(run: TrainingRun, data: DataConfig) -> Photos:
         with run.workers.main_first():  # it writes the cache
             photos = load_photos(data.path, min_side=data.crop, cache=data.cache)
         training, validation = split_photos(photos.on(run.device), data.validation_photos)
+        training = without(training, data.exclude)
         sampler = CropSampler(
             training, crop=data.crop, min_scale=data.min_scale, seed=run.config.seed, device=run.device
         )
