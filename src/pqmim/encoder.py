@@ -167,7 +167,7 @@ class PictureEncoder:
         target, number = self._z, self._num_corrections
         height, width = self._z.shape[2:]
         for index in range(1, number + 1):
-            tokens = self._quantizer.assign(self._quantizer.columns(target), w, level).reshape(-1, height, width)
+            tokens = self._quantizer.assign(self._quantizer.channels(target), w, level).reshape(-1, height, width)
             correction = self._transforms.correct(self._quantizer.dequantize(tokens, level), self._pixels)
             correction -= self._z
             correction *= np.float32(CORRECTION_GAIN / number)
@@ -199,13 +199,13 @@ class PictureEncoder:
 
     def _bytes_at(self, applied: float, level: int) -> float:
         """The same for a trade-off as applied."""
-        return self._bits(self._sample, applied, level) / 8 * len(self._factors) / len(self._sample)
+        return self._bits(self._sample, applied, level) / 8 * self._factors.size / self._sample[0].size
 
-    def _bits(self, columns: NDArray[np.float32], applied: float, level: int, count: int | None = None) -> float:
+    def _bits(self, channels: NDArray[np.float32], applied: float, level: int, count: int | None = None) -> float:
         """Bits of some positions, a mean of those under the frequencies of their tokens and under the static priors, of
         all or of the `count` leading sub-quantizers."""
-        w = np.full(len(columns), applied, np.float32)
-        tokens = self._quantizer.assign(columns, w, level, count)
+        w = np.full(channels.shape[1], applied, np.float32)
+        tokens = self._quantizer.assign(channels, w, level, count)
         own, static = self._quantizer.own_bits(tokens, level), self._quantizer.static_bits(tokens, level)
         return math.pow(own, OWN_SHARE) * math.pow(max(0.0, static), 1 - OWN_SHARE)
 
@@ -224,12 +224,12 @@ class PictureEncoder:
         ends = self._quantizer.levels.handover(finer)
         if ends[0] < FINE_W:
             return 0.0
-        columns = self._sample[:: -(-len(self._sample) // HANDOVER_POSITIONS)]
+        sample = self._sample[:, :: -(-self._sample.shape[1] // HANDOVER_POSITIONS)].copy()
         count = self._quantizer.num_leading(finer, HANDOVER_SHARE)
 
         def ratio(shift: float) -> float:
             applied = (ends[0] * math.exp(shift), ends[1] * math.exp(-shift))
-            bits = [max(8.0, self._bits(columns, w, finer + index, count)) for index, w in enumerate(applied)]
+            bits = [max(8.0, self._bits(sample, w, finer + index, count)) for index, w in enumerate(applied)]
             return math.log(bits[0] * HANDOVER_RATIO / bits[1])
 
         def within_reach(shift: float) -> float:
@@ -252,9 +252,9 @@ class PictureEncoder:
 
     @cached_property
     def _sample(self) -> NDArray[np.float32]:
-        """Columns of the positions that estimates are made from."""
+        """Channels of the positions that estimates are made from, (D', n)."""
         z = self._z.reshape(*self._z.shape[:2], 1, -1)
-        return self._quantizer.columns(z[..., :: -(-z.shape[3] // SAMPLED_POSITIONS)])
+        return self._quantizer.channels(z[..., :: -(-z.shape[3] // SAMPLED_POSITIONS)])
 
     def _trade_off_factors(self, regions: Sequence[Region]) -> NDArray[np.float32]:
         """What w is multiplied by at each position: (h * w,)."""

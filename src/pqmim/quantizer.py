@@ -38,6 +38,8 @@ PREFIX = "tokenizer.quantizer."
 
 PRIOR_POSITIONS = 16
 """Positions that a static prior counts for beside those of a picture."""
+FEW_CODEWORDS = 12
+"""Up to so many costs are compared one after the other, for all positions at once, which is faster."""
 
 Latent = NDArray[np.float32]
 """(1, D, h, w)."""
@@ -93,7 +95,7 @@ class ProductQuantizer:
 
     Attributes:
         order: (D',) int64, latent channel of each codebook column, D' <= D kept channels, most costly first.
-        runs: columns of each sub-quantizer.
+        runs: channels, in order, of each sub-quantizer.
         alphabets: how many codewords each sub-quantizer has at each level.
         default: (D,) float32, latent mean per channel: what a dropped channel or a token not sent decodes to.
         levels: which level serves which trade-off.
@@ -160,42 +162,44 @@ class ProductQuantizer:
         """Codewords of a sub-quantizer at a level, (K, d)."""
         return self._codebooks(level)[m].codewords.T
 
-    def columns(self, z: Latent) -> NDArray[np.float32]:
-        """Latent (1, D, h, w) -> its kept channels in order, (h * w, D')."""
-        return np.ascontiguousarray(z[0].reshape(z.shape[1], -1)[self.order].T)
+    def channels(self, z: Latent) -> NDArray[np.float32]:
+        """Latent (1, D, h, w) -> its kept channels in order, (D', h * w)."""
+        channels: NDArray[np.float32] = z[0].reshape(z.shape[1], -1)[self.order]
+        return channels
 
-    def distances(self, columns: NDArray[np.float32], m: int, level: int) -> NDArray[np.float32]:
+    def distances(self, values: NDArray[np.float32], m: int, level: int) -> NDArray[np.float32]:
         """Squared distance to every codeword of sub-quantizer m, less the squared length of the values, which decides
-        nothing: (n, D') from `columns` -> (n, K)."""
+        nothing: values (d, n) of its channels -> (K, n)."""
         codebook = self._codebooks(level)[m]
-        distances = columns[:, self.runs[m]] @ codebook.minus_twice
-        distances += codebook.squares
+        # A matrix product with an inner dimension of one takes many times as long.
+        distances = codebook.minus_twice * values if len(values) == 1 else codebook.minus_twice @ values
+        distances += codebook.squares[:, None]
         return distances
 
     def assign(
-        self, columns: NDArray[np.float32], w: NDArray[np.float32], level: int, count: int | None = None
+        self, channels: NDArray[np.float32], w: NDArray[np.float32], level: int, count: int | None = None
     ) -> Tokens:
         """Entropy-constrained tokens under the static prior.
 
         Args:
-            columns: (n, D') from `columns`.
+            channels: (D', n) from `channels`.
             w: squared latent units per bit, > 0, as applied; (n,).
             count: leading sub-quantizers that are wanted; None = all.
 
         Returns:
             (M or count, n).
         """
-        tokens = np.zeros((self.num_subquantizers if count is None else count, len(columns)), np.int64)
+        tokens = np.zeros((self.num_subquantizers if count is None else count, len(w)), np.int64)
         starts, sizes = self.alphabets.starts[level], self.alphabets.sizes[level, : len(tokens)]
         is_uniform = len(w) == 0 or bool((w == w[0]).all())
 
         def assign(m: int) -> None:
-            bits = self.prior_bits[starts[m] : starts[m] + sizes[m]]
-            costs = self.distances(columns, m, level)
-            costs += w[0] * bits if is_uniform else w[:, None] * bits
-            tokens[m] = costs.argmin(1)
+            bits = self.prior_bits[starts[m] : starts[m] + sizes[m], None]
+            costs = self.distances(channels[self.runs[m]], m, level)
+            costs += w[0] * bits if is_uniform else w * bits
+            tokens[m] = index_of_least(costs)
 
-        if len(columns):
+        if len(w):
             self._workers.run(assign, np.flatnonzero(sizes > 1).tolist())
         return tokens
 
@@ -228,6 +232,17 @@ class ProductQuantizer:
         return self._by_level[level]
 
 
+def index_of_least(costs: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Which of K costs is least, the first of equals: (K, n) -> (n,)."""
+    if len(costs) > FEW_CODEWORDS:
+        return np.asarray(costs.argmin(0))
+    least, index = costs[0].copy(), np.zeros(costs.shape[1], np.int64)
+    for k, cost in enumerate(costs[1:], start=1):
+        np.copyto(index, k, where=cost < least)
+        np.minimum(least, cost, out=least)
+    return index
+
+
 class _Codebook:
     """The codewords of a sub-quantizer at a level, as products want them.
 
@@ -240,7 +255,8 @@ class _Codebook:
 
     @cached_property
     def minus_twice(self) -> NDArray[np.float32]:
-        return self.codewords * np.float32(-2)
+        """(K, d)."""
+        return np.ascontiguousarray(self.codewords.T * np.float32(-2))
 
     @cached_property
     def squares(self) -> NDArray[np.float32]:

@@ -118,7 +118,7 @@ class _TileSearch:
         return z
 
     def _gradient(self, z: Latent) -> Latent:
-        tokens = self._quantizer.assign(self._quantizer.columns(z), self._w, self._level)
+        tokens = self._quantizer.assign(self._quantizer.channels(z), self._w, self._level)
         z_q = self._quantizer.dequantize(tokens.reshape(-1, *z.shape[2:]), self._level)
         _, gradient = self._transforms.differentiate(z_q, self._distortion)
         gradient *= self._weight

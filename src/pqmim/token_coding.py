@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pqmim.alphabets import Block
 from pqmim.exact_entropy import ExactEntropyModel
-from pqmim.quantizer import Latent, ProductQuantizer, Tokens
+from pqmim.quantizer import Latent, ProductQuantizer, Tokens, index_of_least
 from pqmim.range_coding import PRECISION, IntArray, TokenCoder, TokenWriter
 from pqmim.rate_control import solve
 
@@ -180,7 +180,7 @@ class RateDistortionChoice:
         static_share: float = STATIC_SHARE,
     ) -> None:
         self._quantizer = quantizer
-        self._columns = quantizer.columns(z)  # (h * w, D')
+        self._channels = quantizer.channels(z)  # (D', h * w)
         self._w = w
         self._level = level
         self._static_share = np.float32(static_share)
@@ -189,19 +189,20 @@ class RateDistortionChoice:
 
     def __call__(self, first: int, positions: NDArray[np.int64], frequencies: Frequencies) -> NDArray[np.int64]:
         """See `TokenChoice`."""
-        columns, w = self._columns[positions], self._w[positions, None]
-        bits = bits_table().take(frequencies)
+        w, own = self._w[positions], range(first, first + len(frequencies))
+        bits = bits_table().take(frequencies.transpose(0, 2, 1))  # short alphabets: nothing runs well along them
         weighed = bits * (1 - self._static_share)
         weighed += self._static_share * self._static_bits(first, len(frequencies))
         weighed *= w
-        distances = [self._quantizer.distances(columns, first + row, self._level) for row in range(len(frequencies))]
+        values = [self._channels[self._quantizer.runs[m]][:, positions] for m in own]
+        distances = [self._quantizer.distances(v, m, self._level) for m, v in zip(own, values, strict=True)]
 
         def choose(factor: float) -> NDArray[np.int64]:
             costs = weighed if factor == 1.0 else weighed * np.float32(factor)
-            return np.stack([(d + c).argmin(1) for d, c in zip(distances, costs, strict=True)])
+            return np.stack([index_of_least(d + c) for d, c in zip(distances, costs, strict=True)])
 
         def cost(tokens: NDArray[np.int64]) -> float:
-            return float(np.take_along_axis(bits, tokens[:, :, None], 2).sum(dtype=np.float64))
+            return float(np.take_along_axis(bits, tokens[:, None], 1).sum(dtype=np.float64))
 
         share = None if self._budget is None else self._budget.share(self.spent)
         factor = 1.0
@@ -212,9 +213,9 @@ class RateDistortionChoice:
         return tokens
 
     def _static_bits(self, first: int, count: int) -> NDArray[np.float32]:
-        """(m, 1, K) of sub-quantizers that have equally many codewords."""
+        """(m, K, 1) of sub-quantizers that have equally many codewords."""
         own = self._quantizer.alphabets.codewords(self._level, first, count)
-        return self._quantizer.prior_bits[own].reshape(count, 1, -1)
+        return self._quantizer.prior_bits[own].reshape(count, -1, 1)
 
 
 @dataclass(frozen=True)

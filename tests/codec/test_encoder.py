@@ -389,10 +389,10 @@ def test_estimates_are_between_own_and_static_frequencies(networks: Networks, w:
     encoder = encoder_of(networks, rgb, effort=1)
     encoded = encoder.encode(w)
     estimate = encoder.estimate_bytes(w)
-    columns = quantizer.columns(networks.transforms.analyze(rgb))
+    channels = quantizer.channels(networks.transforms.analyze(rgb))
     # The trade-off that is applied is the encoder's own, near the one of the levels.
-    applied = np.full(len(columns), encoder._applied_w(w, encoded.level), np.float32)
-    tokens = quantizer.assign(columns, applied, encoded.level)
+    applied = np.full(channels.shape[1], encoder._applied_w(w, encoded.level), np.float32)
+    tokens = quantizer.assign(channels, applied, encoded.level)
     own, static = quantizer.own_bits(tokens, encoded.level), quantizer.static_bits(tokens, encoded.level)
     assert own < static
     assert math.log(8 * estimate) == pytest.approx(0.75 * math.log(own) + 0.25 * math.log(static), abs=1e-6)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pqmim.config import QuantizerConfig, TokensConfig, TransformConfig
 from pqmim.errors import ModelError
 from pqmim.model_files import MODEL_FILE, load_model
-from pqmim.quantizer import PREFIX, PRIOR_POSITIONS, Latent, ProductQuantizer, check_quantizer_weights
+from pqmim.quantizer import PREFIX, PRIOR_POSITIONS, Latent, ProductQuantizer, check_quantizer_weights, index_of_least
 from pqmim.runtime import Workers
 from pqmim.token_coding import RateDistortionChoice
 
@@ -90,9 +90,9 @@ def brute_force(quantizer: ProductQuantizer, z: Latent, w: float, level: int) ->
 
 
 def assigned(quantizer: ProductQuantizer, z: Latent, w: float, level: int) -> NDArray[np.int64]:
-    columns = quantizer.columns(z)
-    weights = np.full(len(columns), w, np.float32)
-    return quantizer.assign(columns, weights, level).reshape(-1, *z.shape[2:])
+    channels = quantizer.channels(z)
+    weights = np.full(channels.shape[1], w, np.float32)
+    return quantizer.assign(channels, weights, level).reshape(-1, *z.shape[2:])
 
 
 def test_sizes(quantizer: ProductQuantizer) -> None:
@@ -106,12 +106,12 @@ def test_sizes(quantizer: ProductQuantizer) -> None:
         assert array.dtype == np.float32
 
 
-def test_columns_are_the_kept_channels_in_order(quantizer: ProductQuantizer) -> None:
+def test_channels_are_the_kept_channels_in_order(quantizer: ProductQuantizer) -> None:
     z = latent(0)
-    columns = quantizer.columns(z)
-    assert columns.shape == (12, 8)
+    channels = quantizer.channels(z)
+    assert channels.shape == (8, 12)
     for position, (y, x) in enumerate(np.ndindex(3, 4)):
-        assert np.array_equal(columns[position], z[0, quantizer.order, y, x])
+        assert np.array_equal(channels[:, position], z[0, quantizer.order, y, x])
 
 
 @pytest.mark.parametrize("w", [1e-6, 0.3, 4.0])
@@ -123,9 +123,9 @@ def test_choice_against_brute_force(quantizer: ProductQuantizer, w: float) -> No
 
 def test_choice_with_a_trade_off_per_position(quantizer: ProductQuantizer) -> None:
     z = latent(2, 2, 5)
-    columns = quantizer.columns(z)
+    channels = quantizer.channels(z)
     ws = np.repeat(np.array([0.5, 1.5], np.float32), 5)  # another one in the lower row
-    split = quantizer.assign(columns, ws, 2).reshape(M, 2, 5)
+    split = quantizer.assign(channels, ws, 2).reshape(M, 2, 5)
     assert np.array_equal(split[:, 0], assigned(quantizer, z, 0.5, 2)[:, 0])
     assert np.array_equal(split[:, 1], assigned(quantizer, z, 1.5, 2)[:, 1])
 
@@ -137,15 +137,22 @@ def test_threads_choose_the_same() -> None:
 
 
 def test_nothing_to_choose(quantizer: ProductQuantizer) -> None:
-    assert quantizer.assign(np.empty((0, 8), np.float32), np.empty(0, np.float32), 0).shape == (M, 0)
+    assert quantizer.assign(np.empty((8, 0), np.float32), np.empty(0, np.float32), 0).shape == (M, 0)
 
 
 def test_distances_lack_the_length_of_the_values_only(quantizer: ProductQuantizer) -> None:
-    columns = quantizer.columns(latent(4))
+    channels = quantizer.channels(latent(4))
     for m, run in enumerate(quantizer.runs):
-        exact = np.square(columns[:, None, run] - codewords_of(1, m)).sum(2)
-        lengths = np.square(columns[:, run]).sum(1, keepdims=True)
-        assert np.allclose(quantizer.distances(columns, m, 1) + lengths, exact, atol=1e-4)
+        values = channels[run]
+        exact = np.square(values - codewords_of(1, m)[:, :, None]).sum(1)
+        lengths = np.square(values).sum(0)
+        assert np.allclose(quantizer.distances(values, m, 1) + lengths, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 13, 60])
+def test_the_first_of_equal_costs_is_least(count: int) -> None:
+    costs = np.random.default_rng(count).integers(count, size=(count, 200)).astype(np.float32)
+    assert np.array_equal(index_of_least(costs), costs.argmin(0))
 
 
 @pytest.mark.parametrize("level", [0, 3])
@@ -240,11 +247,11 @@ def test_own_bits_are_those_of_a_pictures_frequencies_and_the_priors(quantizer: 
 
 def test_leading_sub_quantizers_alone(quantizer: ProductQuantizer) -> None:
     level, z = 0, latent(8)
-    columns = quantizer.columns(z)
-    w = np.full(len(columns), 0.2, np.float32)
-    tokens = quantizer.assign(columns, w, level)
+    channels = quantizer.channels(z)
+    w = np.full(channels.shape[1], 0.2, np.float32)
+    tokens = quantizer.assign(channels, w, level)
     for count in range(1, M + 1):
-        leading = quantizer.assign(columns, w, level, count)
+        leading = quantizer.assign(channels, w, level, count)
         assert np.array_equal(leading, tokens[:count])
         by_definition = sum(float(bits_of(level, m)[tokens[m]].sum()) for m in range(count))
         assert quantizer.static_bits(leading, level) == pytest.approx(by_definition, rel=1e-5)

@@ -37,7 +37,7 @@ def networks(tiny_model: Path) -> Networks:
 def cost(networks: Networks, z: Latent, pixels: np.ndarray, w: np.ndarray, level: int = LEVEL) -> float:
     """What the search makes small: squared error of the decoded picture and bits, in squared latent units."""
     quantizer = networks.quantizer
-    tokens = quantizer.assign(quantizer.columns(z), w, level)
+    tokens = quantizer.assign(quantizer.channels(z), w, level)
     bits = quantizer.prior_bits[quantizer.alphabets.starts[level, :, None] + tokens]
     z_q = quantizer.dequantize(tokens.reshape(-1, *z.shape[2:]), level)
     error, _ = networks.transforms.differentiate(z_q, SquaredError(pixels))
@@ -81,7 +81,7 @@ def test_structure_can_be_searched_for(networks: Networks) -> None:
     quantizer = networks.quantizer
     values = []
     for latent in (z, moved):
-        tokens = quantizer.assign(quantizer.columns(latent), w, LEVEL).reshape(-1, 12, 12)
+        tokens = quantizer.assign(quantizer.channels(latent), w, LEVEL).reshape(-1, 12, 12)
         values.append(networks.transforms.differentiate(quantizer.dequantize(tokens, LEVEL), judge)[0])
     assert values[1] < values[0]
 
