@@ -199,7 +199,8 @@ class PictureEncoder:
 
     def _bytes_at(self, applied: float, level: int) -> float:
         """The same for a trade-off as applied."""
-        return self._bits(self._sample, applied, level) / 8 * self._factors.size / self._sample[0].size
+        num_sampled: int = self._sample.shape[1]
+        return self._bits(self._sample, applied, level) / 8 * len(self._factors) / num_sampled
 
     def _bits(self, channels: NDArray[np.float32], applied: float, level: int, count: int | None = None) -> float:
         """Bits of some positions, a mean of those under the frequencies of their tokens and under the static priors, of
