@@ -189,8 +189,8 @@ def test_the_codec_chooses_and_decodes_as_training_does(is_ragged: bool) -> None
     for level, w in ((0, 0.5), (2, 3.0), (5, 60.0)):
         index = torch.tensor([level])
         tokens = trained.assign(z, w, index)[0]
-        columns = quantizer.columns(z.numpy())
-        found = quantizer.assign(columns, np.full(len(columns), w, np.float32), level).reshape(tokens.shape)
+        channels = quantizer.channels(z.numpy())
+        found = quantizer.assign(channels, np.full(channels.shape[1], w, np.float32), level).reshape(tokens.shape)
         assert (found != tokens.numpy()).mean() < 0.01  # where two costs differ by a rounding
         expected = trained.dequantize(tokens[None], index)
         assert np.array_equal(quantizer.dequantize(tokens.numpy(), level), expected)
