@@ -23,7 +23,7 @@ from PIL import Image
 
 from pqmim import load_codec
 from pqmim.bitstream import truncate
-from pqmim.selftest import GOLDEN, read_golden
+from pqmim.selftest import EXACT_DECODER, GOLDEN, picture_hash, read_golden
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,6 +67,7 @@ def facts_of(data: bytes, decoder: str) -> dict[str, Any]:
         "height": image.height,
         "alpha": None if alpha is None else hashlib.sha256(alpha).hexdigest(),
         "thumbnail": np.asarray(thumbnail).flatten().tolist(),
+        "picture": picture_hash(load_codec(decoder=EXACT_DECODER, device="cpu"), data),
     }
 
 

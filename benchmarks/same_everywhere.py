@@ -1,11 +1,12 @@
-"""Are tokens the same, and bytes, whatever computes them? One table row for each setting.
+"""Are tokens the same, and pictures, and bytes, whatever computes them? One table row for each setting.
 
     python benchmarks/same_everywhere.py [PICTURES...] [--threads 1 2 4] [--kernels NAMES] [--levels off basic ...]
         [--onnxruntime VERSION]... [--cpu NAME]... [--device cuda]
 
 The first row is the reference: one thread, the kernel and the level of optimization that the codec chooses. It encodes
 the pictures (the example photo unless others are named); every other setting encodes them again, and decodes both the
-reference's files and the golden files of the package, whose token hashes were recorded when they were made.
+reference's files and the golden files of the package, whose token hashes were recorded when they were made. Pictures
+are those of golden files by the decoder `--decoder`, against the reference's.
 
 Settings: numbers of threads; every kernel at every level to which ONNX Runtime may rewrite graphs, and NumPy alone;
 versions of ONNX Runtime, in environments that are made for it (`--venvs` keeps them); processors that QEMU imitates
@@ -72,6 +73,7 @@ class Outcome:
     Attributes:
         kernel: that was used.
         golden: golden file -> token hash.
+        shown: golden file -> SHA-256 of its picture.
         sent: reference's file -> token hash.
         coded: picture -> SHA-256 of the file that was made of it.
         refusal: why nothing was computed.
@@ -80,6 +82,7 @@ class Outcome:
 
     kernel: str = ""
     golden: dict[str, str] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
     sent: dict[str, str] = field(default_factory=dict)
     coded: dict[str, str] = field(default_factory=dict)
     refusal: str = ""
@@ -97,12 +100,15 @@ def compute(task: dict[str, Any]) -> Outcome:
         assert Session.__init__.__kwdefaults__ is not None
         Session.__init__.__kwdefaults__["level"] = setting.level
     try:
-        codec = load_codec(task["model"], device=setting.device, kernel=setting.kernel, threads=setting.threads)
+        options = {"device": setting.device, "kernel": setting.kernel, "threads": setting.threads}
+        codec = load_codec(task["model"], task["decoder"], **options)
     except ConfigError as error:
         return Outcome(refusal=str(error))
     outcome = Outcome(codec.kernel)
     for name in task["golden"]:
-        outcome.golden[name] = codec.token_hash((GOLDEN / name).read_bytes())
+        data = (GOLDEN / name).read_bytes()
+        outcome.golden[name] = codec.token_hash(data)
+        outcome.shown[name] = hashlib.sha256(codec.decode(data).tobytes()).hexdigest()
     for name, picture in task["pictures"].items():
         file = Path(task["files"], f"{name}.pqm")
         data = codec.encode(picture, quality=task["quality"])
@@ -175,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="*", type=Path, default=[PHOTO], help="files, or folders of them")
     parser.add_argument("-m", "--model", default="photo", help="shipped token model")
+    parser.add_argument("--decoder", default="fast", help="that makes pictures")
     parser.add_argument("-q", "--quality", type=float, default=40.0)
     parser.add_argument("--images", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2, 4])
@@ -190,14 +197,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pictures = {f"{index:03}-{file.stem}": str(file.resolve()) for index, file in enumerate(found)}
     golden = {name: facts["tokens"] for name, facts in read_golden().items() if facts["model"] == options.model}
     smallest = {name: tokens for name, tokens in golden.items() if (GOLDEN / name).stat().st_size <= SMALLEST_BYTES}
-    print("| setting | kernel | golden files: same tokens | pictures: same bytes | their files: same tokens |")
-    print("|---|---|---|---|---|", flush=True)
+    print(
+        "| setting | kernel | golden files: same tokens | same pictures "
+        "| pictures: same bytes | their files: same tokens |"
+    )
+    print("|---|---|---|---|---|---|", flush=True)
     reference, is_same = Outcome(), True
     with tempfile.TemporaryDirectory() as folder:
         for setting in settings_of(options, options.venvs or Path(folder)):
             is_imitated = setting.command[0].endswith("qemu-x86_64")
             expected = smallest if is_imitated else golden
-            task = {"model": options.model, "quality": options.quality, "files": folder, "golden": list(expected)}
+            task = {
+                "model": options.model,
+                "quality": options.quality,
+                "files": folder,
+                "golden": list(expected),
+                "decoder": options.decoder,
+            }
             outcome = run(setting, {**task, "pictures": {} if is_imitated else pictures})
             if setting.name == REFERENCE:
                 if outcome.refusal:
@@ -205,13 +221,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 reference = outcome
             print(f"| {setting.name} | {outcome.kernel or setting.kernel or ''} | ", end="")
             if outcome.refusal:
-                print(f"{'failed' if outcome.has_failed else 'refused'}: {outcome.refusal} | | |", flush=True)
+                print(f"{'failed' if outcome.has_failed else 'refused'}: {outcome.refusal} | | | |", flush=True)
                 is_same &= not outcome.has_failed
                 continue
-            columns = ((outcome.golden, expected), (outcome.coded, reference.coded), (outcome.sent, reference.sent))
+            columns = (
+                (outcome.golden, expected),
+                (outcome.shown, reference.shown),
+                (outcome.coded, reference.coded),
+                (outcome.sent, reference.sent),
+            )
             counts = [(sum(got[key] == wanted[key] for key in got), len(got)) for got, wanted in columns]
             print(" | ".join(f"{same} of {total}" if total else "" for same, total in counts) + " |", flush=True)
-            is_same &= all(same == total for same, total in (counts[0], counts[2]))
+            is_same &= all(same == total for same, total in (counts[0], counts[3]))
     return int(not is_same)
 
 

@@ -79,6 +79,24 @@ class TransformConfig(Shape):
 
 
 @dataclass(frozen=True)
+class SynthesisConfig(TransformConfig):
+    """A synthesis transform.
+
+    Attributes:
+        integer_blocks: True = the convolutions of its residual blocks multiply 8-bit integers.
+    """
+
+    integer_blocks: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As of every shape, but None is left out: the ids of decoders that were made without it stay."""
+        values = super().as_dict()
+        if self.integer_blocks is None:
+            del values["integer_blocks"]
+        return values
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig(Shape):
     """Analysis and synthesis that are trained together.
 
@@ -89,6 +107,7 @@ class AutoencoderConfig(Shape):
         synthesis_channels: width of the synthesis where it differs from that of the analysis; None = `channels`.
         synthesis_blocks: residual blocks of the synthesis where they differ; None = `blocks`.
         latent_unit: grey levels (of 255) of an orthonormal basis function that make one unit of the latent.
+        integer_blocks: of the synthesis, see `SynthesisConfig`.
     """
 
     latent_channels: int = 256
@@ -97,6 +116,7 @@ class AutoencoderConfig(Shape):
     synthesis_channels: tuple[int, int, int] | None = None
     synthesis_blocks: tuple[int, int, int] | None = None
     latent_unit: float = 20.0
+    integer_blocks: bool | None = None
 
     def __post_init__(self) -> None:
         assert self.analysis.latent_channels == self.synthesis.latent_channels  # each checks its own sizes
@@ -107,13 +127,13 @@ class AutoencoderConfig(Shape):
         return TransformConfig(self.latent_channels, self.channels, self.blocks, self.latent_unit)
 
     @property
-    def synthesis(self) -> TransformConfig:
+    def synthesis(self) -> SynthesisConfig:
         """The synthesis alone."""
         channels, blocks = self.synthesis_channels or self.channels, self.synthesis_blocks or self.blocks
-        return TransformConfig(self.latent_channels, channels, blocks, self.latent_unit)
+        return SynthesisConfig(self.latent_channels, channels, blocks, self.latent_unit, self.integer_blocks)
 
     @classmethod
-    def of(cls, analysis: TransformConfig, synthesis: TransformConfig) -> Self:
+    def of(cls, analysis: TransformConfig, synthesis: SynthesisConfig) -> Self:
         """The two together.
 
         Raises:
@@ -126,6 +146,7 @@ class AutoencoderConfig(Shape):
             None if synthesis.channels == analysis.channels else synthesis.channels,
             None if synthesis.blocks == analysis.blocks else synthesis.blocks,
             analysis.latent_unit,
+            synthesis.integer_blocks,
         )
         if pair.synthesis != synthesis:
             raise ValueError("analysis and synthesis have another latent")

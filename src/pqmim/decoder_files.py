@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pqmim.config import TransformConfig
+from pqmim.config import SynthesisConfig
 from pqmim.errors import ModelError
 from pqmim.model_files import (
     DECODER_FORMAT,
@@ -56,7 +56,7 @@ class DecoderFile(NetworkFile):
 
     decoder_id: bytes
     token_model: bytes
-    config: TransformConfig
+    config: SynthesisConfig
     faithful: bytes | None = None
     realism: float | None = None
     faithful_decoder: DecoderFile | None = None
@@ -148,7 +148,7 @@ def load_decoder(source: Path | bytes, *, realism: float | None = None) -> Decod
     """
     metadata, weights, graphs, label = load_file(source, DECODER_FORMAT)
     try:
-        config = TransformConfig.from_dict(metadata["config"])
+        config = SynthesisConfig.from_dict(metadata["config"])
     except ValueError as error:
         raise ModelError(f"{label}: configuration of another version of pqmim: {error}") from error
     try:

@@ -1,14 +1,17 @@
-"""Check that this machine decodes files to the tokens they were made of.
+"""Check that this machine decodes files to the tokens they were made of, and to the pictures of other machines.
 
 The package holds a few small files, and `golden.json` with the SHA-256 of the token grid of each. They are
-decoded with every kernel that claims to be exact here; one differing token would change a hash.
+decoded with every kernel that claims to be exact here; one differing token would change a hash. So would one sample of
+their pictures by a decoder whose sums are exact.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from pqmim.runtime import resolve_device
 
 GOLDEN = Path(str(resources.files("pqmim") / "golden"))
 """Folder of the golden files; `benchmarks/make_golden.py` writes it."""
+EXACT_DECODER = "fast"
+"""Decoder whose pictures are the same on every CPU."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ def read_golden() -> dict[str, dict[str, Any]]:
 
     Keys: `model` and `decoder`, names of those that it was made with; `tokens`, SHA-256 (hex) as of `Codec.token_hash`;
     `width` and `height` in pixels; `alpha`, SHA-256 of the alpha channel's bytes or null; `thumbnail`, 8 x 8 RGB
-    averages of the pixels that the decoder makes, as a flat list.
+    averages of the pixels that the decoder makes, as a flat list; `picture`, SHA-256 of the pixels that `EXACT_DECODER`
+    makes.
 
     Raises:
         ModelError: the package lacks them.
@@ -56,13 +62,13 @@ def read_golden() -> dict[str, dict[str, Any]]:
 
 
 def run(device: str = "auto") -> Iterator[Check]:
-    """Decode the golden files and compare the hashes of their tokens.
+    """Decode the golden files and compare the hashes of their tokens and, on the CPU, of their pictures.
 
     Args:
         device: "cpu", "cuda", or "auto": the CPU and, if there is one, the GPU.
 
     Yields:
-        One check for each device, kernel and file.
+        One check for each device, kernel and file, and one for each picture.
 
     Raises:
         ModelError, ConfigError: the package lacks a file or model; the device is not there.
@@ -72,18 +78,29 @@ def run(device: str = "auto") -> Iterator[Check]:
     for name in sorted({facts["model"] for facts in golden.values()}):
         path = find_model(name)
         model, decoder = load_model(path), load_decoder(find_decoder(None, path))
+        files = {file: facts for file, facts in golden.items() if facts["model"] == name}
         for place in sorted(places):
             # On a GPU the codec itself decides what it trusts it with.
             for kernel in exact_kernels(model) if place is Device.CPU else (None,):
                 codec = Codec(model, decoder, place, kernel=kernel)
-                for file, facts in golden.items():
-                    if facts["model"] == name:
-                        yield Check(f"{file} ({place}, {codec.kernel})", _problem_of(codec, file, facts["tokens"]))
+                for file, facts in files.items():
+                    error = _problem_of(file, "tokens", codec.token_hash, facts["tokens"])
+                    yield Check(f"{file} ({place}, {codec.kernel})", error)
+        if Device.CPU in places:
+            codec = Codec(model, load_decoder(find_decoder(EXACT_DECODER, path)), Device.CPU)
+            for file, facts in files.items():
+                error = _problem_of(file, "pixels", partial(picture_hash, codec), facts["picture"])
+                yield Check(f"{file} ({Device.CPU}, picture by {EXACT_DECODER})", error)
 
 
-def _problem_of(codec: Codec, file: str, tokens: str) -> str | None:
+def picture_hash(codec: Codec, data: bytes) -> str:
+    """SHA-256 (hex) of the samples of a decoded file."""
+    return hashlib.sha256(codec.decode(data).tobytes()).hexdigest()
+
+
+def _problem_of(file: str, what: str, hash_of: Callable[[bytes], str], expected: str) -> str | None:
     try:
-        is_right = codec.token_hash((GOLDEN / file).read_bytes()) == tokens
+        is_right = hash_of((GOLDEN / file).read_bytes()) == expected
     except (BitstreamError, OSError) as error:
         return str(error)
-    return None if is_right else "decoded to other tokens"
+    return None if is_right else f"decoded to other {what}"

@@ -13,7 +13,7 @@ from pictures import synthetic_photo
 
 from pqmim.bitstream import parse
 from pqmim.codec import Codec, load_codec
-from pqmim.config import TransformConfig
+from pqmim.config import SynthesisConfig
 from pqmim.decoder_files import compute_decoder_id, decoders_beside, find_decoder, load_decoder
 from pqmim.errors import ModelError
 from pqmim.model_files import (
@@ -58,7 +58,7 @@ def test_content(tiny_model: Path) -> None:
     assert decoder.name == "fine"
     assert len(decoder.decoder_id) == 4
     assert decoder.token_model == model.model_id
-    assert decoder.config == TransformConfig(12, (8, 8, 16), (2, 0, 1), 20.0)
+    assert decoder.config == SynthesisConfig(12, (8, 8, 16), (2, 0, 1), 20.0)
     assert decoder.facts == {"description": "a finer one"}
     assert (decoder.faithful, decoder.realism) == (None, None)
     assert decoder.graphs.keys() == {"synthesis", "synthesis_forward", "synthesis_vjp"}

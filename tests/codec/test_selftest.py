@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from pqmim import selftest
 from pqmim.entropy_kernels import exact_kernels
@@ -30,7 +31,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
 def test_every_file_with_every_kernel() -> None:
     checks = list(selftest.run("cpu"))
     kernels = exact_kernels(load_model(find_model("photo")))
-    expected = {f"{name} (cpu, {kernel})" for name in FEW for kernel in kernels}
+    expected = {f"{name} (cpu, {kernel})" for name in FEW for kernel in (*kernels, "picture by fast")}
     assert {check.name for check in checks} == expected
     assert len(checks) == len(expected)
     assert all(check.error is None for check in checks)
@@ -38,7 +39,7 @@ def test_every_file_with_every_kernel() -> None:
 
 def test_the_choice_of_the_caller_is_no_choice_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PQMIM_KERNEL", "numpy")
-    assert len({check.name.split(", ")[1] for check in selftest.run("cpu")}) > 1
+    assert len({check.name.split(", ")[1] for check in selftest.run("cpu")}) > 2
 
 
 def test_one_wrong_frequency_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +64,15 @@ def test_one_wrong_frequency_is_found_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert "\n" not in wrong[0]
 
 
-def test_other_tokens_are_an_error(few: dict[str, dict[str, object]]) -> None:
+def test_other_tokens_and_pixels_are_an_error(few: dict[str, dict[str, object]]) -> None:
     few["fast-odd.pqm"] = few["fast-odd.pqm"] | {"tokens": "0" * 64}
-    errors = {check.name.split()[0]: check.error for check in selftest.run("cpu")}
-    assert errors == {"fast-odd.pqm": "decoded to other tokens", "fast-pixel.pqm": None, "fine-pixel.pqm": None}
+    few["fine-pixel.pqm"] = few["fine-pixel.pqm"] | {"picture": "0" * 64}
+    found = {(check.name.split()[0], "picture" in check.name): check.error for check in selftest.run("cpu")}
+    errors = {place: error for place, error in found.items() if error is not None}
+    assert errors == {
+        ("fast-odd.pqm", False): "decoded to other tokens",
+        ("fine-pixel.pqm", True): "decoded to other pixels",
+    }
 
 
 def test_damaged_and_missing_files_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,11 +109,14 @@ def test_where_there_is_a_gpu_both_are_tried(monkeypatch: pytest.MonkeyPatch) ->
     class Stub:
         kernel = "float32"
 
-        def __init__(self, model: object, decoder: object, device: Device, *, kernel: str | None) -> None:
+        def __init__(self, model: object, decoder: object, device: Device, *, kernel: str | None = None) -> None:
             made.append((device, kernel))
 
         def token_hash(self, data: bytes) -> str:
             return ""
+
+        def decode(self, data: bytes) -> Image.Image:
+            return Image.new("RGB", (1, 1))
 
     monkeypatch.setattr(selftest, "Codec", Stub)
     monkeypatch.setattr("pqmim.runtime.has_cuda", lambda: True)

@@ -16,7 +16,7 @@ from pqmim.codec import load_codec
 from pqmim.distortion import SquaredError, planes_of
 from pqmim.errors import ConfigError
 from pqmim.perceptual import features, tuning
-from pqmim.perceptual.features import FeatureError, feature_distance
+from pqmim.perceptual.features import FeatureError, feature_distance, texture_distance
 from pqmim.perceptual.packages import EFFICIENTNET_LITE0, WeightPackage, is_installed
 
 needs_weights = pytest.mark.skipif(not is_installed(EFFICIENTNET_LITE0), reason="the weights are not installed")
@@ -40,6 +40,22 @@ def test_distance_is_of_directions() -> None:
     some = [torch.rand(2, 5, 3, 4) for _ in range(3)]
     assert float(feature_distance([2 * each for each in some], some).max()) < 1e-6
     torch.testing.assert_close(feature_distance([-each for each in some], some), torch.full((2,), 4.0))
+
+
+def test_textures_may_lie_elsewhere() -> None:
+    """What is shuffled within squares has the same texture; what is weaker or of another kind has not."""
+    torch.manual_seed(0)
+    offset = torch.randn(2, 6, 1, 1)  # what all of a texture shares
+    some = [offset + 0.5 * torch.randn(2, 6, side, side) for side in (64, 32, 16, 8)]
+    assert float(texture_distance(some, some).max()) == 0
+    elsewhere = [offset + 0.5 * torch.randn(2, 6, side, side) for side in (64, 32, 16, 8)]
+    weaker = [offset + 0.5 * (each - offset) for each in some]
+    other = [each - 2 * offset for each in some]
+    distances = [float(texture_distance(each, some).mean()) for each in (elsewhere, weaker, other)]
+    assert 5 * distances[0] < 2 * distances[1] < distances[2]
+    assert float(feature_distance(elsewhere, some).mean()) > float(feature_distance(weaker, some).mean())
+    last = [*some[:3], some[3] + 1]  # there too few features make a square
+    assert float(texture_distance(last, some).max()) == 0
 
 
 def test_an_equal_picture_has_no_error() -> None:

@@ -11,10 +11,15 @@ from torch import nn
 
 from pqmim.model_files import Graph
 
+DISABLED, ALL = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 
-def run_graph(graph: Graph, tensors: dict[str, NDArray[Any]], **inputs: NDArray[Any]) -> list[NDArray[Any]]:
+
+def run_graph(
+    graph: Graph, tensors: dict[str, NDArray[Any]], level: Any = ALL, **inputs: NDArray[Any]
+) -> list[NDArray[Any]]:
     """Outputs of a graph whose weights are among `tensors`."""
     options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
     options.intra_op_num_threads = 1
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensors[name]) for name in graph.weights.values()]
     options.add_external_initializers(list(graph.weights), values)

@@ -1,6 +1,7 @@
 """Training of decoders: stages, what each term is for, interruptions that leave no trace."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from training.test_training import logged, until_done
 from training.tiny_networks import TINY_TOKENIZER, make_tiny_tokenizer
 
-from pqmim.decoder_files import load_decoder
+from pqmim.decoder_files import DecoderFile, load_decoder
 from pqmim.errors import ConfigError, ModelError
 from pqmim.training import train_decoder
 from pqmim.training.checkpoints import load_tokenizer, save_tokenizer
@@ -27,6 +28,7 @@ from pqmim.training.discriminator import (
     local_spectra,
 )
 from pqmim.training.export import export_decoder
+from pqmim.training.integer_layers import FIRST_STEP
 from pqmim.training.losses import chroma_error, excess_detail, grid_pattern, mean_squared_error, repeated_error
 from pqmim.training.recipes import DecoderTraining
 from pqmim.training.token_source import TokenSource
@@ -169,6 +171,36 @@ def test_a_faithful_decoder_needs_no_network_of_features(
     assert sum(v for (step, _), v in psnr.items() if step == "30") > sum(
         v for (step, _), v in psnr.items() if step == "15"
     )
+
+
+def test_a_decoder_becomes_one_of_integers(photos: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Its steps are found before the first step of training, and stay; interruptions leave no trace."""
+    stage = {"steps": 4, "batch_size": 4, "learning_rate": 1e-4, "warmup_steps": 1, "validate_every": 4}
+    changes = {"distortion": stage, "perceptual": {"steps": 0}, "adversarial": {"steps": 0}}
+    changes |= {"start_from": tiny_model / "fast.safetensors", "integer_blocks": True, "name": "fast"}
+    path = train_decoder.train(decoder_config(photos, tiny_model, tmp_path / "a", **changes))
+    decoder = load_decoder(path)
+    assert decoder.config == replace(load_decoder(tiny_model / "fast.safetensors").config, integer_blocks=True)
+
+    def steps_of(file: DecoderFile) -> dict[str, float]:
+        return {name: float(tensor) for name, tensor in file.tensors.items() if name.endswith(".step")}
+
+    steps = steps_of(decoder)
+    assert len(steps) == 3 * sum(decoder.config.blocks)
+    assert all(0 < step < 1 for step in steps.values())
+    assert FIRST_STEP not in [step for name, step in steps.items() if ".add." not in name]
+
+    on = changes | {"start_from": path, "integer_blocks": None}
+    again = load_decoder(train_decoder.train(decoder_config(photos, tiny_model, tmp_path / "b", **on)))
+    assert again.config == decoder.config
+    assert steps_of(again) == steps
+    back = changes | {"start_from": path, "integer_blocks": False}
+    exact = load_decoder(train_decoder.train(decoder_config(photos, tiny_model, tmp_path / "c", **back)))
+    assert exact.config == load_decoder(tiny_model / "fast.safetensors").config
+
+    config = decoder_config(photos, tiny_model, tmp_path / "d", run={"max_minutes": 1e-9}, **changes)
+    assert until_done(train_decoder.train, config) >= 3
+    assert load_decoder(tmp_path / "d" / "fast.safetensors").decoder_id == decoder.decoder_id
 
 
 def test_decoders_that_do_not_fit_are_refused(photos: Path, tokens_file: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pqmim.perceptual.efficientnet import load_efficientnet_lite0
 
 SQUARED_ERROR_SHARE = 0.5
 """Weight of the squared error in the distortion; chosen on the validation photos."""
+TEXTURE_SIDE, SMALLEST_TEXTURE = 32, 4
+"""Side of the squares whose textures are compared, pixels; fewer features along it than the second are no texture."""
 
 
 def feature_distance(decoded: Sequence[Tensor], original: Sequence[Tensor]) -> Tensor:
@@ -33,6 +35,35 @@ def feature_distance(decoded: Sequence[Tensor], original: Sequence[Tensor]) -> T
         (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean((1, 2))
         for a, b in zip(decoded, original, strict=True)
     ]
+    return torch.stack(distances).mean(0)
+
+
+def texture_distance(decoded: Sequence[Tensor], original: Sequence[Tensor]) -> Tensor:
+    """How differently two pictures are textured for a network, wherever the texture's details lie.
+
+    Means and standard deviations of the features, each of unit length as for `feature_distance`, in squares of
+    `TEXTURE_SIDE` pixels, at the strides below it; the squared distance of two normal distributions that have them.
+    Source: Qiu et al. 2024, "Wasserstein distortion", arXiv:2310.03629; differs: another network, one size of squares.
+
+    Args:
+        decoded, original: features of each depth, (B, C, h, w), the finest at stride 2, each next one at twice that.
+
+    Returns:
+        (B,) float32, mean over depths and squares.
+    """
+    distances = []
+    for depth, features in enumerate(zip(decoded, original, strict=True)):
+        side = TEXTURE_SIDE >> (depth + 1)
+        if side < SMALLEST_TEXTURE:
+            break
+        means, deviations = [], []
+        for unit in (F.normalize(f.float(), dim=1) for f in features):
+            mean = F.avg_pool2d(unit, side, side // 2)
+            variance = F.avg_pool2d(unit.square(), side, side // 2) - mean.square()
+            means.append(mean)
+            deviations.append((variance.clamp_min(0) + 1e-4).sqrt())  # the constant keeps gradients finite
+        squares = [(a - b).square().sum(1).mean((1, 2)) for a, b in (means, deviations)]
+        distances.append(squares[0] + squares[1])
     return torch.stack(distances).mean(0)
 
 

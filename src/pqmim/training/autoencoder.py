@@ -18,22 +18,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pqmim.config import STRIDE, TransformConfig
+from pqmim.config import STRIDE, SynthesisConfig, TransformConfig
+from pqmim.training.integer_layers import ExactConv2d, ExactLinear, IntegerConv2d, RoundedRectifier, Rounding
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside an identity; starts as the identity."""
+    """Two 3 x 3 convolutions beside an identity; starts as the identity.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        is_integer: both are products of 8-bit integers (`integer_layers`); the identity and the sum stay float32.
+    """
+
+    def __init__(self, channels: int, *, is_integer: bool = False) -> None:
         super().__init__()
-        self.expand = nn.Conv2d(channels, channels, 3, padding=1)
-        self.project = nn.Conv2d(channels, channels, 3, padding=1)
+        convolution = IntegerConv2d if is_integer else nn.Conv2d
+        self.expand = convolution(channels, channels, 3, padding=1)
+        self.project = convolution(channels, channels, 3, padding=1)
+        self.is_integer = is_integer
+        if is_integer:
+            self.read, self.between, self.add = Rounding(), RoundedRectifier(), Rounding()
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        return x + self.project(F.leaky_relu(self.expand(x), 0.1))  # type: ignore[no-any-return]
+        if not self.is_integer:
+            return x + self.project(F.leaky_relu(self.expand(x), 0.1))  # type: ignore[no-any-return]
+        return x + self.add(self.project(self.between(self.expand(self.read(x)))))  # type: ignore[no-any-return]
 
 
 def block_dct_basis(num_channels: int) -> Tensor:
@@ -106,24 +117,27 @@ class Analysis(nn.Module):
 class Synthesis(nn.Module):
     """Quantized latent -> reconstruction."""
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: SynthesisConfig) -> None:
         super().__init__()
         self.config = config
         c4, c8, c16 = config.channels
         n4, n8, n16 = config.blocks
         self.linear = nn.Parameter(block_dct_basis(config.latent_channels).t().contiguous())
         self.linear_gain = config.latent_unit / 255
+        is_integer = bool(config.integer_blocks)
+        convolution = ExactConv2d if is_integer else nn.Conv2d
+        self.linear_sums = ExactLinear() if is_integer else None
         self.convolutional = nn.Sequential(
-            nn.Conv2d(config.latent_channels, c16, 1),
-            *[ResidualBlock(c16) for _ in range(n16)],
-            nn.Conv2d(c16, 4 * c8, 1),
+            convolution(config.latent_channels, c16, 1),
+            *[ResidualBlock(c16, is_integer=is_integer) for _ in range(n16)],
+            convolution(c16, 4 * c8, 1),
             nn.PixelShuffle(2),
-            *[ResidualBlock(c8) for _ in range(n8)],
-            nn.Conv2d(c8, 4 * c4, 1),
+            *[ResidualBlock(c8, is_integer=is_integer) for _ in range(n8)],
+            convolution(c8, 4 * c4, 1),
             nn.PixelShuffle(2),
-            *[ResidualBlock(c4) for _ in range(n4)],
+            *[ResidualBlock(c4, is_integer=is_integer) for _ in range(n4)],
         )
-        self.head = nn.Conv2d(c4, 48, 3, padding=1)
+        self.head = convolution(c4, 48, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
@@ -138,7 +152,8 @@ class Synthesis(nn.Module):
         """
         # The latent's scale (tens of units) would swamp the first layer; a fixed factor keeps its inputs near one.
         learned = F.pixel_shuffle(self.head(self.convolutional(0.1 * z)), 4)
-        linear = F.pixel_shuffle(full_precision_linear(z, self.linear_gain * self.linear), STRIDE)
+        product = self.linear_sums or full_precision_linear
+        linear = F.pixel_shuffle(product(z, self.linear_gain * self.linear), STRIDE)
         return linear + learned.float() + 0.5
 
 
@@ -167,11 +182,17 @@ def grow(transform: Analysis | Synthesis, earlier: Analysis | Synthesis) -> None
     if any(len(before) > len(new) for new, before in zip(blocks, blocks_before, strict=True)):
         raise ValueError("fewer blocks")
     pairs = list(zip(layers, layers_before, strict=True))
+    sums = [each.linear_sums for each in (transform, earlier) if isinstance(each, Synthesis) and each.linear_sums]
+    if len(sums) == 2:
+        pairs.append((sums[0], sums[1]))
     for new, before in zip(blocks, blocks_before, strict=True):
         pairs += zip(new, before, strict=False)
     for module, module_before in pairs:
         for layer, layer_before in zip(_convolutions(module), _convolutions(module_before), strict=True):
             _grow_convolution(layer, layer_before)
+        # Only one of the two may have steps of integers.
+        for buffer, buffer_before in zip(module.buffers(), module_before.buffers(), strict=False):
+            buffer.copy_(buffer_before)
 
 
 def _layers_and_blocks(transform: Analysis | Synthesis) -> tuple[list[nn.Module], list[list[nn.Module]]]:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pqmim.config import ModelConfig, QualityRange, TokensConfig, TransformConfig
+from pqmim.config import ModelConfig, QualityRange, SynthesisConfig, TokensConfig
 from pqmim.decoder_files import SYNTHESIS_PREFIX, DecoderFile, compute_decoder_id, difference
 from pqmim.errors import ModelError, PqmimError
 from pqmim.exact_numpy import frequencies_of_logits
@@ -217,7 +217,7 @@ def renew_graphs(source: Path, target: Path) -> bytes:
     """
     if read_metadata(source, MODEL_FORMAT, DECODER_FORMAT)["format"] == DECODER_FORMAT:
         metadata, weights, _, _ = load_file(source, DECODER_FORMAT)
-        shape = Synthesis(TransformConfig.from_dict(metadata["config"]))
+        shape = Synthesis(SynthesisConfig.from_dict(metadata["config"]))
         write_networks(target, metadata, weights, synthesis_graphs(shape))
         return bytes.fromhex(metadata["decoder_id"])
     model = load_model(source)

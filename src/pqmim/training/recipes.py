@@ -155,6 +155,8 @@ class PerceptualConfig(Config):
     """Of the distance of features, in the stage `perceptual`."""
     weight_with_adversary: float = Field(6.5, ge=0)
     """The same in the stage `adversarial`."""
+    texture_weight: float = Field(0.0, ge=0)
+    """Of the distance of textures."""
     chroma_weight: float = Field(4.0, ge=0)
     """Of the squared error of mean colors, in multiples of that of MSE."""
     pattern_weight: float = Field(40.0, ge=0)
@@ -222,6 +224,8 @@ class DecoderTraining(RateDraws):
     channels: tuple[int, int, int] | None = None
     """At strides 4, 8 and 16; null = as `start_from`."""
     blocks: tuple[int, int, int] | None = None
+    integer_blocks: bool | None = None
+    """Whether the residual blocks multiply 8-bit integers; null = as `start_from`."""
     data: DataConfig
     run: RunConfig
     distortion: StageConfig = StageConfig(steps=0, learning_rate=8e-4)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from pqmim.decoder_files import load_decoder
 from pqmim.errors import ConfigError
 from pqmim.model_files import SUFFIX
 from pqmim.perceptual.efficientnet import load_efficientnet_lite0
-from pqmim.perceptual.features import feature_distance
+from pqmim.perceptual.features import feature_distance, texture_distance
 from pqmim.training.autoencoder import Synthesis, grow
 from pqmim.training.checkpoints import load_any_synthesis, load_tokenizer, save_tokenizer, token_model_id
 from pqmim.training.data import STAGE_STEPS, Sampler
 from pqmim.training.decoder_validation import FeatureNetwork, validate_decoder
 from pqmim.training.discriminator import Discriminator, SentValues, Window, fit_features, fit_labels, leading_values
 from pqmim.training.export import save_decoder
+from pqmim.training.integer_layers import calibrate
 from pqmim.training.losses import chroma_error, excess_detail, mean_squared_error, repeated_error
 from pqmim.training.recipes import DecoderTraining, StageConfig
 from pqmim.training.token_source import TokenSource
@@ -38,6 +40,8 @@ from pqmim.training.training_run import Draws, TrainingRun, fit, open_photos
 
 STAGES = ("distortion", "perceptual", "adversarial")
 KMEANS_ITERATIONS = 12
+CALIBRATION_BATCHES = 16
+"""Of eight crops, on which the steps of integers are found."""
 
 
 class DecoderModule(nn.Module):
@@ -65,8 +69,10 @@ def train(config: DecoderTraining, *, resume: str | Path | None = None) -> Path:
     photos = open_photos(run, config.data)
     torch.manual_seed(config.run.seed)
     tokenizer, _ = load_tokenizer(config.token_model)
-    start, faithful = starting_synthesis(config)
+    start, faithful, is_newly_rounded = starting_synthesis(config)
     source = TokenSource(tokenizer.to(run.device), config, run)
+    if is_newly_rounded and run.resumed is None:
+        calibrate(start, [z_q for z_q, _ in some_sent(config, source, photos.sampler, CALIBRATION_BATCHES)])
     eyes = None
     if config.perceptual.steps or config.adversarial.steps:
         eyes = FeatureNetwork(load_efficientnet_lite0(), run)
@@ -105,11 +111,12 @@ def train(config: DecoderTraining, *, resume: str | Path | None = None) -> Path:
     return path
 
 
-def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, Path | None]:
+def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, Path | None, bool]:
     """The decoder to start from, grown to the recipe's sizes.
 
     Returns:
-        The synthesis; the file of the faithful decoder, if this one is fine-tuned from it for realism.
+        The synthesis; the file of the faithful decoder, if this one is fine-tuned from it for realism; whether it
+        multiplies integers that the earlier one does not, so that their steps are still to be found.
 
     Raises:
         ConfigError: it is larger.
@@ -117,13 +124,25 @@ def starting_synthesis(config: DecoderTraining) -> tuple[Synthesis, Path | None]
     earlier, faithful = load_any_synthesis(config.start_from)
     before = earlier.config
     sizes = replace(before, channels=config.channels or before.channels, blocks=config.blocks or before.blocks)
+    if config.integer_blocks is not None:
+        sizes = replace(sizes, integer_blocks=config.integer_blocks or None)
     synthesis = Synthesis(sizes)
     try:
         grow(synthesis, earlier)
     except ValueError as error:
         raise ConfigError(f"{config.start_from}: start_from: the recipe has {error} than this decoder") from error
     is_fine_tuned = not config.distortion.steps and sizes == before
-    return synthesis, faithful if is_fine_tuned else None
+    is_newly_rounded = bool(sizes.integer_blocks and not before.integer_blocks)
+    return synthesis, faithful if is_fine_tuned else None, is_newly_rounded
+
+
+def some_sent(
+    config: DecoderTraining, source: TokenSource, sampler: Sampler, batches: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Quantized latents, and the crops that they are of, which no stage draws."""
+    for batch in range(batches):
+        x = sampler.batch(len(STAGES) * STAGE_STEPS + batch, 8)
+        yield source.draw(x, Draws(config.run.seed, batch, 8, slice(None), x.device)).z_q, x
 
 
 def make_discriminator(config: DecoderTraining, source: TokenSource, eyes: FeatureNetwork) -> Discriminator:
@@ -143,13 +162,12 @@ def fit_discriminator(
     discriminator: Discriminator, config: DecoderTraining, source: TokenSource, eyes: FeatureNetwork, sampler: Sampler
 ) -> None:
     """Set the scales of what a discriminator sees, and the kinds of content, from many training crops."""
-    quantizer, parts = source.tokenizer.quantizer, []
-    for batch in range(-(-config.terms.label_crops // 8)):
-        x = sampler.batch(len(STAGES) * STAGE_STEPS + batch, 8)  # crops that no stage draws
-        if batch == 0:
+    quantizer = source.tokenizer.quantizer
+    parts: list[Tensor] = []
+    for z_q, x in some_sent(config, source, sampler, -(-config.terms.label_crops // 8)):
+        if not parts:
             fit_features(discriminator, eyes.look(x, Window.middle(x.shape[-1])))
-        sent = source.draw(x, Draws(config.run.seed, batch, 8, slice(None), x.device))
-        values = leading_values(quantizer, sent.z_q, config.terms.label_subquantizers)
+        values = leading_values(quantizer, z_q, config.terms.label_subquantizers)
         parts.append(values.permute(0, 2, 3, 1).flatten(0, 2).cpu())
     fit_labels(discriminator, torch.cat(parts), KMEANS_ITERATIONS, torch.Generator().manual_seed(config.run.seed))
 
@@ -192,6 +210,9 @@ def train_stage(
                 original = eyes.look(x, window)
             found["chroma"] = chroma_error(x_hat, x)
             found["features"] = feature_distance(decoded.features, original.features)
+            if terms.texture_weight:
+                found["texture"] = texture_distance(decoded.features, original.features)
+                cost = cost + terms.texture_weight * found["texture"]
             found["pattern"] = repeated_error(x_hat, x)
             found["excess"] = excess_detail(x_hat, x)
             cost = cost + fidelity * terms.chroma_weight * found["chroma"] + weight * found["features"]

@@ -23,6 +23,16 @@ from pqmim.decoder_files import SYNTHESIS_PREFIX
 from pqmim.model_files import ANALYSIS_PREFIX, Graph
 from pqmim.training.autoencoder import Analysis, Synthesis, full_precision_linear
 from pqmim.training.graph_builder import GraphBuilder
+from pqmim.training.integer_layers import (
+    SLOPE,
+    WEIGHT_MAX,
+    ZERO,
+    ExactConv2d,
+    ExactLinear,
+    IntegerConv2d,
+    RoundedRectifier,
+    Rounding,
+)
 from pqmim.training.vjp import differentiate, pixel_unshuffle
 
 LATENT = ("rows", "columns")
@@ -53,7 +63,7 @@ def synthesis_graphs(synthesis: Synthesis) -> dict[str, Graph]:
     rgb = ("rgb", np.uint8, (*PICTURE, 3))
     picture = ("picture", np.float32, (1, 3, *PICTURE))
 
-    plain = TransformTracer(SYNTHESIS_PREFIX)
+    plain = TransformTracer(SYNTHESIS_PREFIX, is_rounded=True)
     y = plain.trace(synthesis, "z", (latent[2][1], 2, 3))
     y = plain.op("Clip", y, plain.constant(0, np.float32), plain.constant(1, np.float32))
     y = plain.op("Round", plain.op("Mul", y, plain.constant(255, np.float32)))
@@ -70,16 +80,25 @@ def _latent(config: TransformConfig) -> tuple[str, type, tuple[int, int, str, st
     return "z", np.float32, (1, config.latent_channels, *LATENT)
 
 
+class _Tracer(fx.Tracer):
+    """Goes into modules down to those that have a rule."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
+
+
 class TransformTracer(GraphBuilder):
     """Appends the operations of a module to a graph.
 
     Args:
         prefix: of the names of the module's weights in the model file.
+        is_rounded: whether what multiplies integers (`integer_layers`) does so, or in float32, what has a gradient.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, is_rounded: bool = False) -> None:
         super().__init__()
         self._prefix = prefix
+        self.is_rounded = is_rounded
 
     @torch.no_grad()
     def trace(self, module: nn.Module, x: str, shape: tuple[int, ...], *, output: str | None = None) -> str:
@@ -96,7 +115,7 @@ class TransformTracer(GraphBuilder):
         Raises:
             NotImplementedError: it does something that no rule is for.
         """
-        tracer = fx.Tracer(autowrap_functions=(full_precision_linear,))
+        tracer = _Tracer(autowrap_functions=(full_precision_linear,))
         traced = fx.GraphModule(module, tracer.trace(module))
         ShapeProp(traced).propagate(torch.zeros(1, *shape))
         modules = dict(traced.named_modules())
@@ -123,6 +142,22 @@ class TransformTracer(GraphBuilder):
         """A weight of the module, stored in half precision, as float32."""
         tensor = self._prefix + name
         return self.cast(self.weight(tensor, tensor, tuple(parameter.shape), np.float16), np.float32)
+
+    def rounded(self, x: str, step: str, zero: str, axis: int = 0) -> str:
+        """Float32 values rounded to multiples of a step, by the operators that ONNX Runtime makes integers of.
+
+        Args:
+            step: float32, () or, along `axis`, (n,).
+            zero: what stands for zero, of the type of the integers; of the shape of the step.
+        """
+        integers = self.op("QuantizeLinear", x, step, zero, axis=axis)
+        return self.op("DequantizeLinear", integers, step, zero, axis=axis)
+
+    def multiples(self, x: str, unit: str) -> str:
+        """The nearest multiples of a unit, a power of two: float32, (); of values below 2^22 units."""
+        # Beside so large a number float32 has no smaller digits; half the time of Div, Round and Mul.
+        large = self.op("Mul", unit, self.constant(1.5 * 2**23, np.float32))
+        return self.op("Sub", self.op("Add", x, large), large)
 
     def convolution(self, x: str, weight: str, *bias: str, kernel: Sequence[int], groups: int = 1) -> str:
         """Convolution of stride 1 that keeps the size; sides of the kernel are odd."""
@@ -166,6 +201,63 @@ def _conv2d(tracer: TransformTracer, node: fx.Node, x: str, module: nn.Conv2d) -
         raise NotImplementedError(f"no rule to write {module} as a graph")
     weights = [tracer.parameter(f"{node.target}.{name}", weight) for name, weight in module.named_parameters()]
     return tracer.convolution(x, *weights, kernel=kernel, groups=module.groups)
+
+
+def _integer_conv2d(tracer: TransformTracer, node: fx.Node, x: str, module: IntegerConv2d) -> str:
+    if not tracer.is_rounded:
+        return _conv2d(tracer, node, x, module)
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    weight, bias = (tracer.parameter(f"{node.target}.{name}", tensor) for name, tensor in module.named_parameters())
+    largest = tracer.op("ReduceMax", tracer.op("Abs", weight), axes=[1, 2, 3], keepdims=0)
+    least = tracer.constant(torch.finfo(torch.float16).tiny, np.float32)
+    step = tracer.op("Div", tracer.op("Max", largest, least), tracer.constant(WEIGHT_MAX, np.float32))
+    weight = tracer.rounded(weight, step, tracer.constant(np.zeros(module.out_channels), np.int8))
+    # A sum of products has the product of both steps; the bias is added to it.
+    unit = tracer.op("Mul", step, _step(tracer, source))
+    sums = tracer.cast(tracer.op("Round", tracer.op("Div", bias, unit)), np.int32)
+    bias = tracer.op("DequantizeLinear", sums, unit, axis=0)
+    return tracer.convolution(x, weight, bias, kernel=module.kernel_size)
+
+
+def _exact(tracer: TransformTracer, sums: str, x: str, weight: str, *bias: str, side: int) -> str:
+    """A convolution of multiples of units.
+
+    Args:
+        sums: name of the module that has the units.
+        side: of the kernel.
+    """
+    units = [tracer.parameter(f"{sums}.{name}_unit", torch.zeros(())) for name in ("input", "weight")]
+    operands = [tracer.multiples(value, unit) for value, unit in zip((x, weight), units, strict=True)]
+    operands += [tracer.multiples(value, tracer.op("Mul", *units)) for value in bias]
+    return tracer.convolution(*operands, kernel=(side, side))
+
+
+def _exact_conv2d(tracer: TransformTracer, node: fx.Node, x: str, module: ExactConv2d) -> str:
+    if not tracer.is_rounded:
+        return _conv2d(tracer, node, x, module)
+    weights = [tracer.parameter(f"{node.target}.{name}", weight) for name, weight in module.named_parameters()]
+    return _exact(tracer, f"{node.target}.sums", x, *weights, side=module.kernel_size[0])
+
+
+def _exact_linear(tracer: TransformTracer, node: fx.Node, x: str, weight: str, module: ExactLinear) -> str:
+    if not tracer.is_rounded:
+        return _linear(tracer, node, x, weight)
+    return _exact(tracer, str(node.target), x, tracer.op("Unsqueeze", weight, tracer.ints(2, 3)), side=1)
+
+
+def _step(tracer: TransformTracer, node: fx.Node) -> str:
+    """Step of a rounding, as a parameter."""
+    return tracer.parameter(f"{node.target}.step", torch.zeros(()))
+
+
+def _rounding(tracer: TransformTracer, node: fx.Node, x: str, module: Rounding) -> str:
+    return tracer.rounded(x, _step(tracer, node), tracer.constant(ZERO, np.uint8)) if tracer.is_rounded else x
+
+
+def _rounded_rectifier(tracer: TransformTracer, node: fx.Node, x: str, module: RoundedRectifier) -> str:
+    x = _rounding(tracer, node, x, module)
+    return _rounding(tracer, node, tracer.op("LeakyRelu", x, alpha=SLOPE), module)
 
 
 def _linear(tracer: TransformTracer, node: fx.Node, x: str, weight: str) -> str:
@@ -219,6 +311,11 @@ def _getitem(tracer: TransformTracer, node: fx.Node, values: list[str] | str, in
 
 RULES: dict[Any, Callable[..., Any]] = {
     nn.Conv2d: _conv2d,
+    IntegerConv2d: _integer_conv2d,
+    ExactConv2d: _exact_conv2d,
+    ExactLinear: _exact_linear,
+    Rounding: _rounding,
+    RoundedRectifier: _rounded_rectifier,
     full_precision_linear: _linear,
     nn.PixelShuffle: lambda tracer, node, x, module: _pixel_shuffle(tracer, node, x, module.upscale_factor),
     F.pixel_shuffle: _pixel_shuffle,
