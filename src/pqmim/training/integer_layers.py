@@ -24,13 +24,6 @@ from torch.nn import functional as F
 
 VALUES = 256
 WEIGHT_MAX = 64
-ZERO = 128
-"""Which of the 256 values is zero. Where a leaky rectifier follows, it is the same: clipping what is negative costs
-more than it saves, though it matters a tenth."""
-SLOPE = 0.101
-"""Of a leaky rectifier, below zero; with it no value lies half-way between two others, where machines may disagree."""
-
-
 CALIBRATION_VALUES = 1 << 16
 """Numbers of each tensor whose rounding is tried."""
 RANGES = tuple(2.0 ** (-i / 4) for i in range(25))
@@ -43,8 +36,13 @@ FIRST_STEP, LEAST_STEP = 1 / 16, 2.0**-16
 
 
 class Rounding(nn.Module):
-    """Rounds to one of 256 values `step` apart, zero in the middle; the gradient passes where a value is in range."""
+    """Rounds to one of 256 values `step` apart; the gradient passes where a value is in range.
 
+    Attributes:
+        lowest: of these values, in steps.
+    """
+
+    lowest = -VALUES // 2
     step: Tensor
 
     def __init__(self) -> None:
@@ -65,18 +63,17 @@ class Rounding(nn.Module):
 
     def rounded(self, x: Tensor) -> Tensor:
         """What it is."""
-        zero = torch.tensor(ZERO, dtype=torch.int32, device=x.device)
+        zero = torch.tensor(-self.lowest, dtype=torch.int32, device=x.device)
         return torch.fake_quantize_per_tensor_affine(x.float(), self.step, zero, 0, VALUES - 1)
 
 
 class RoundedRectifier(Rounding):
-    """Leaky rectifier of rounded values, rounded again on the same grid: a table of 256 values."""
+    """Rectifier: rounds to one of 256 values of which none is negative."""
+
+    lowest = 0
 
     def exact(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, SLOPE)
-
-    def rounded(self, x: Tensor) -> Tensor:
-        return super().rounded(F.leaky_relu(super().rounded(x), SLOPE))
+        return F.relu(x)
 
 
 class IntegerConv2d(nn.Conv2d):
@@ -101,8 +98,9 @@ class ExactSums(nn.Module):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> Tensor:
         """(B, C, H, W), (D, C, h, w), (D,) -> (B, D, H, W)."""
         if self.largest is not None:
-            sums = F.conv2d(x.abs(), weight.abs(), None if bias is None else bias.abs(), padding=padding)
-            self.largest = max(self.largest[0], float(x.abs().max())), max(self.largest[1], float(sums.max()))
+            with torch.no_grad():
+                sums = F.conv2d(x.abs(), weight.abs(), None if bias is None else bias.abs(), padding=padding)
+                self.largest = max(self.largest[0], float(x.abs().max())), max(self.largest[1], float(sums.max()))
             return F.conv2d(x, weight, bias, padding=padding)
         if bias is not None:
             bias = multiples(bias, self.input_unit * self.weight_unit)
@@ -168,7 +166,7 @@ def calibrate(network: nn.Module, inputs: Sequence[Tensor]) -> None:
     for rounding in roundings:
         assert rounding.seen
         values, rounding.seen = torch.cat(rounding.seen), None
-        widest = float(values.abs().max()) / (VALUES - 1 - ZERO)
+        widest = float(rounding.exact(values).abs().max()) / (VALUES - 1 + rounding.lowest)
         if widest < LEAST_STEP:  # a block that adds nothing yet; it could never learn to
             continue
         errors = []

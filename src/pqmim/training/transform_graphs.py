@@ -24,9 +24,7 @@ from pqmim.model_files import ANALYSIS_PREFIX, Graph
 from pqmim.training.autoencoder import Analysis, Synthesis, full_precision_linear
 from pqmim.training.graph_builder import GraphBuilder
 from pqmim.training.integer_layers import (
-    SLOPE,
     WEIGHT_MAX,
-    ZERO,
     ExactConv2d,
     ExactLinear,
     IntegerConv2d,
@@ -204,19 +202,21 @@ def _conv2d(tracer: TransformTracer, node: fx.Node, x: str, module: nn.Conv2d) -
 
 
 def _integer_conv2d(tracer: TransformTracer, node: fx.Node, x: str, module: IntegerConv2d) -> str:
-    if not tracer.is_rounded:
-        return _conv2d(tracer, node, x, module)
     source = node.args[0]
     assert isinstance(source, fx.Node)
     weight, bias = (tracer.parameter(f"{node.target}.{name}", tensor) for name, tensor in module.named_parameters())
     largest = tracer.op("ReduceMax", tracer.op("Abs", weight), axes=[1, 2, 3], keepdims=0)
     least = tracer.constant(torch.finfo(torch.float16).tiny, np.float32)
     step = tracer.op("Div", tracer.op("Max", largest, least), tracer.constant(WEIGHT_MAX, np.float32))
-    weight = tracer.rounded(weight, step, tracer.constant(np.zeros(module.out_channels), np.int8))
-    # A sum of products has the product of both steps; the bias is added to it.
-    unit = tracer.op("Mul", step, _step(tracer, source))
-    sums = tracer.cast(tracer.op("Round", tracer.op("Div", bias, unit)), np.int32)
-    bias = tracer.op("DequantizeLinear", sums, unit, axis=0)
+    if tracer.is_rounded:
+        weight = tracer.rounded(weight, step, tracer.constant(np.zeros(module.out_channels), np.int8))
+        # A sum of products has the product of both steps; the bias is added to it.
+        unit = tracer.op("Mul", step, _step(tracer, source))
+        sums = tracer.cast(tracer.op("Round", tracer.op("Div", bias, unit)), np.int32)
+        bias = tracer.op("DequantizeLinear", sums, unit, axis=0)
+    else:
+        steps = tracer.op("Unsqueeze", step, tracer.ints(1, 2, 3))
+        weight = tracer.op("Mul", tracer.op("Round", tracer.op("Div", weight, steps)), steps)
     return tracer.convolution(x, weight, bias, kernel=module.kernel_size)
 
 
@@ -252,12 +252,9 @@ def _step(tracer: TransformTracer, node: fx.Node) -> str:
 
 
 def _rounding(tracer: TransformTracer, node: fx.Node, x: str, module: Rounding) -> str:
-    return tracer.rounded(x, _step(tracer, node), tracer.constant(ZERO, np.uint8)) if tracer.is_rounded else x
-
-
-def _rounded_rectifier(tracer: TransformTracer, node: fx.Node, x: str, module: RoundedRectifier) -> str:
-    x = _rounding(tracer, node, x, module)
-    return _rounding(tracer, node, tracer.op("LeakyRelu", x, alpha=SLOPE), module)
+    if tracer.is_rounded:
+        return tracer.rounded(x, _step(tracer, node), tracer.constant(-module.lowest, np.uint8))
+    return tracer.op("Relu", x) if isinstance(module, RoundedRectifier) else x
 
 
 def _linear(tracer: TransformTracer, node: fx.Node, x: str, weight: str) -> str:
@@ -315,7 +312,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     ExactConv2d: _exact_conv2d,
     ExactLinear: _exact_linear,
     Rounding: _rounding,
-    RoundedRectifier: _rounded_rectifier,
+    RoundedRectifier: _rounding,
     full_precision_linear: _linear,
     nn.PixelShuffle: lambda tracer, node, x, module: _pixel_shuffle(tracer, node, x, module.upscale_factor),
     F.pixel_shuffle: _pixel_shuffle,
