@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pqmim.config import STRIDE
 from pqmim.decoder_files import DecoderFile
-from pqmim.distortion import Distortion, SquaredError
+from pqmim.distortion import Distortion, Planes, SquaredError
 from pqmim.model_files import ModelFile, NetworkFile
 from pqmim.options import Device
 from pqmim.quantizer import Latent
@@ -23,6 +23,8 @@ from pqmim.runtime import Session, providers_of
 
 TILE_POSITIONS = 48
 """Side of the tiles that the transforms work on, positions, without margin."""
+MOST_UNDONE = 15.0
+"""Largest error that a correction may promise to undo around a position, in multiples of the error that is there."""
 
 
 class Transforms:
@@ -80,7 +82,8 @@ class Transforms:
         """Latent that would undo the error of a reconstruction: one Newton step in the decoded picture.
 
         For an orthonormal synthesis this is the original latent; for the learned one it says what the synthesis, at
-        this very quantized latent, lacks.
+        this very quantized latent, lacks. Where the synthesis is much steeper than an orthonormal one, a step would
+        undo more error than there is; it is shortened to `MOST_UNDONE` times that.
 
         Args:
             z_q: (1, D, h, w), quantized latent.
@@ -92,8 +95,22 @@ class Transforms:
 
         def correct(top: int, bottom: int, left: int, right: int) -> NDArray[np.float32]:
             part = np.ascontiguousarray(z_q[:, :, top:bottom, left:right])
-            _, gradient = self.differentiate(part, SquaredError(crop(pixels, top, bottom, left, right)))
+            original = SquaredError(crop(pixels, top, bottom, left, right))
+            errors: NDArray[np.float32] | None = None
+
+            def squared_error(picture: Planes) -> tuple[float, Planes]:
+                nonlocal errors
+                value, slope = original(picture)
+                blocks = np.square(slope[0] / 2).sum(0).reshape(bottom - top, STRIDE, right - left, STRIDE)
+                errors = blocks.sum((1, 3))
+                return value, slope
+
+            _, gradient = self.differentiate(part, squared_error)
+            assert errors is not None
             gradient *= np.float32(-1 / (2 * self.energy))
+            undone = np.float32(self.energy) * np.square(gradient[0]).sum(0)
+            there = np.float32(MOST_UNDONE) * sums_of_neighbors(errors)
+            gradient *= np.minimum(1, there / np.maximum(sums_of_neighbors(undone), np.float32(1e-12)))
             gradient += part
             return np.asarray(gradient[0].transpose(1, 2, 0))
 
@@ -128,6 +145,14 @@ class Transforms:
 
     def _session(self, file: NetworkFile, name: str) -> Session:
         return Session(file, name, threads=self._threads, providers=self._providers, level="all")
+
+
+def sums_of_neighbors(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sum over each position and its eight neighbors, (h, w); the border repeats."""
+    padded = np.pad(values, 1, mode="edge")
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    sums: NDArray[np.float32] = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    return sums
 
 
 def crop(pixels: NDArray[np.uint8], top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
