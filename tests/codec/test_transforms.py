@@ -17,7 +17,7 @@ from pqmim.errors import ModelError
 from pqmim.file_decoder import tiles_of
 from pqmim.model_files import MODEL_FILE, ModelFile, load_model
 from pqmim.quantizer import Latent
-from pqmim.transforms import Transforms, assemble_tiles
+from pqmim.transforms import Transforms, assemble_tiles, sums_of_neighbors
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +208,27 @@ def test_the_correction_is_the_gradient_of_the_error(transforms: Transforms, dec
 
 
 # -- graphs that are not there --------------------------------------------------------------------------------------
+
+
+def test_a_correction_promises_no_more_than_there_is_to_undo(
+    transforms: Transforms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = synthetic_photo(64, 96)
+    z_q = transforms.analyze(pixels)
+    z_q = z_q + noise(z_q)
+    monkeypatch.setattr(pqmim.transforms, "MOST_UNDONE", 1e9)
+    whole = transforms.correct(z_q, pixels) - z_q
+    picture, _ = transforms._forward.run(z=z_q)[:2]
+    difference = np.square(picture[0] - pixels.transpose(2, 0, 1) / 255).sum(0)
+    errors = sums_of_neighbors(difference.reshape(4, 16, 6, 16).sum((1, 3)).astype(np.float32))
+    assert errors[1, 1] == pytest.approx(difference[:48, :48].sum(), rel=1e-4)
+    promised = sums_of_neighbors(np.float32(transforms.energy) * np.square(whole[0]).sum(0))
+    most = float(np.median(promised / errors))  # so that it matters at half of the positions
+    monkeypatch.setattr(pqmim.transforms, "MOST_UNDONE", most)
+    limited = transforms.correct(z_q, pixels) - z_q
+    factors = np.minimum(1, most * errors / promised)
+    assert 0.3 < (factors == 1).mean() < 0.7
+    assert np.allclose(limited[0], whole[0] * factors, atol=1e-3 * np.abs(whole).max())
 
 
 def test_graphs_are_made_ready_when_they_are_needed(model: ModelFile, decoder: DecoderFile) -> None:
