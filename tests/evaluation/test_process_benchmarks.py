@@ -166,20 +166,20 @@ def test_same_everywhere(
     kernel, kernel_of_two = (row.split(" | ")[1] for row in rows[:2])  # the fastest of a trial each
     assert {kernel, kernel_of_two} <= set(KERNELS)
     assert rows == [
-        f"| reference: 1 thread | {kernel} |  | 1 of 1 | 1 of 1 |",
-        f"| 2 threads | {kernel_of_two} |  | 1 of 1 | 1 of 1 |",
-        "| optimization all | float32 |  | 1 of 1 | 1 of 1 |",
-        "| NumPy alone | numpy |  | 1 of 1 | 1 of 1 |",
+        f"| reference: 1 thread | {kernel} |  |  | 1 of 1 | 1 of 1 |",
+        f"| 2 threads | {kernel_of_two} |  |  | 1 of 1 | 1 of 1 |",
+        "| optimization all | float32 |  |  | 1 of 1 | 1 of 1 |",
+        "| NumPy alone | numpy |  |  | 1 of 1 | 1 of 1 |",
     ]
 
     right = {"000-0": "abc"}
     for outcome, code, cells in (
-        (script.Outcome("numpy", {}, right, {"000-0": "other"}), 0, "numpy |  | 0 of 1 | 1 of 1 |"),
-        (script.Outcome("numpy", {}, {"000-0": "other"}, right), 1, "numpy |  | 1 of 1 | 0 of 1 |"),
-        (script.Outcome(refusal="not exact"), 0, "numpy | refused: not exact | | |"),
-        (script.Outcome(refusal="gone", has_failed=True), 1, "numpy | failed: gone | | |"),
+        (script.Outcome("numpy", {}, {}, right, {"000-0": "other"}), 0, "numpy |  |  | 0 of 1 | 1 of 1 |"),
+        (script.Outcome("numpy", {}, {}, {"000-0": "other"}, right), 1, "numpy |  |  | 1 of 1 | 0 of 1 |"),
+        (script.Outcome(refusal="not exact"), 0, "numpy | refused: not exact | | | |"),
+        (script.Outcome(refusal="gone", has_failed=True), 1, "numpy | failed: gone | | | |"),
     ):
-        outcomes = iter([script.Outcome("numpy", {}, right, right), outcome])
+        outcomes = iter([script.Outcome("numpy", {}, {}, right, right), outcome])
         monkeypatch.setattr(script, "run", lambda setting, task, outcomes=outcomes: next(outcomes))
         assert script.main([*arguments[:-1], "--kernels", "numpy"]) == code
         assert capsys.readouterr().out.splitlines()[-1] == f"| NumPy alone | {cells}"
