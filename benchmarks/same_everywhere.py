@@ -1,7 +1,7 @@
 """Are tokens the same, and pictures, and bytes, whatever computes them? One table row for each setting.
 
     python benchmarks/same_everywhere.py [PICTURES...] [--threads 1 2 4] [--kernels NAMES] [--levels off basic ...]
-        [--onnxruntime VERSION]... [--cpu NAME]... [--device cuda]
+        [--onnxruntime VERSION]... [--cpu NAME]... [--python NAME=COMMAND]... [--device cuda]
 
 The first row is the reference: one thread, the kernel and the level of optimization that the codec chooses. It encodes
 the pictures (the example photo unless others are named); every other setting encodes them again, and decodes both the
@@ -11,7 +11,8 @@ are those of golden files by the decoder `--decoder`, against the reference's.
 Settings: numbers of threads; every kernel at every level to which ONNX Runtime may rewrite graphs, and NumPy alone;
 versions of ONNX Runtime, in environments that are made for it (`--venvs` keeps them); processors that QEMU imitates
 (`qemu-x86_64` of Debian's package qemu-user; names such as Haswell, SandyBridge and Nehalem, see `qemu-x86_64 -cpu
-help`), with the smallest golden files alone, since that is slow; a GPU.
+help`), with the smallest golden files alone, since that is slow; any other Python that has the packages, such as that
+of another architecture, which QEMU imitates too; a GPU.
 
 A kernel that the known-answer check does not let through on a machine is "refused", which is as it should be. Exit code
 1 if a process fails or a token hash differs: that must never happen. Bytes may differ where the float analysis
@@ -24,6 +25,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -169,6 +171,8 @@ def settings_of(options: argparse.Namespace, venvs: Path) -> Iterator[Setting]:
         for kernel in options.kernels:
             yield Setting(f"ONNX Runtime {version}", kernel, command=command)
         yield Setting(f"ONNX Runtime {version}, optimization all", level="all", command=command)
+    for name, _, command in (each.partition("=") for each in options.python):
+        yield from (Setting(name, kernel, command=tuple(shlex.split(command))) for kernel in (None, *options.kernels))
     for name in options.cpu:
         command = (shutil.which("qemu-x86_64") or "qemu-x86_64", "-cpu", name, sys.executable)
         yield from (Setting(f"processor {name}", kernel, command=command) for kernel in (None, *options.kernels))
@@ -189,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--levels", nargs="*", choices=LEVELS, default=LEVELS)
     parser.add_argument("--onnxruntime", action="append", default=[], metavar="VERSION", help="repeatable")
     parser.add_argument("--cpu", action="append", default=[], metavar="NAME", help="repeatable")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=COMMAND", help="repeatable")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--venvs", type=Path, metavar="FOLDER", help="keep the environments here")
     options = parser.parse_args(arguments)
@@ -205,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reference, is_same = Outcome(), True
     with tempfile.TemporaryDirectory() as folder:
         for setting in settings_of(options, options.venvs or Path(folder)):
-            is_imitated = setting.command[0].endswith("qemu-x86_64")
+            is_imitated = Path(setting.command[0]).name.startswith("qemu")
             expected = smallest if is_imitated else golden
             task = {
                 "model": options.model,

@@ -1,7 +1,8 @@
 """Entropy coding of tokens: frequencies and tokens in, bytes out, and back.
 
-The only module that imports constriction, whose range coder (a queue: first in, first out) does the work. A
-writer and the readers share one method, `code`, so that one loop drives both directions.
+The only module that imports constriction, whose range coder (a queue: first in, first out) does the work, or
+`plain_range_coder` where there is none, as on Linux on Arm. A writer and the readers share one method, `code`, so that
+one loop drives both directions.
 
 The payload is a fraction in [0, 1), written as base-256 digits, most significant first, as short as can be.
 `TokenReader` continues it with zeros. For given frequencies each sequence of tokens has exactly one payload.
@@ -16,19 +17,28 @@ docs/format.md gives the arithmetic in full.
 
 from typing import Any, Protocol
 
-import constriction
 import numpy as np
 from numpy.typing import NDArray
 
 from pqmim.errors import DamagedFileError
+
+try:
+    import constriction
+except ImportError:
+    from pqmim import plain_range_coder
+
+    _queue: Any = plain_range_coder
+    _MODEL_FAMILY = None
+else:
+    _queue = constriction.stream.queue
+    # perfect=False must be given: constriction 0.5.0 still defaults to the slow variant, and announces a change.
+    _MODEL_FAMILY = constriction.stream.model.Categorical(perfect=False)
 
 PRECISION = 16
 """Frequencies of one token sum to 2**PRECISION."""
 
 IntArray = NDArray[np.integer[Any]]
 
-# perfect=False must be given: constriction 0.5.0 still defaults to the slow variant, and announces a change.
-_MODEL_FAMILY = constriction.stream.model.Categorical(perfect=False)
 _WORD_BYTES = 4  # constriction shifts 32-bit words out of a 64-bit state
 _STATE_BITS = 64
 
@@ -53,7 +63,7 @@ class TokenWriter:
     """Turns tokens into a payload; a `TokenCoder`."""
 
     def __init__(self) -> None:
-        self._encoder = constriction.stream.queue.RangeEncoder()
+        self._encoder = _queue.RangeEncoder()
 
     def code(self, frequencies: IntArray, tokens: IntArray | None = None) -> NDArray[np.int64]:
         """Append n tokens, see `TokenCoder.code`.
@@ -190,7 +200,7 @@ def _decoder(payload: bytes, continuation: bytes) -> Any:
     """
     padding = -len(payload) % _WORD_BYTES + 16
     words = np.frombuffer(payload + continuation * padding, ">u4").astype(np.uint32)
-    return constriction.stream.queue.RangeDecoder(words)
+    return _queue.RangeDecoder(words)
 
 
 def _decode_leading(decoder: Any, probabilities: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -61,6 +61,26 @@ def test_the_codec_depends_on_little() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "has_wheels"),
+    [
+        ("linux", "x86_64", True),
+        ("win32", "AMD64", True),
+        ("darwin", "arm64", True),
+        ("darwin", "x86_64", True),
+        ("linux", "aarch64", False),
+        ("win32", "ARM64", False),
+    ],
+)
+def test_constriction_is_asked_for_where_it_has_wheels(system: str, machine: str, has_wheels: bool) -> None:
+    """It has no sources on PyPI either: asked for elsewhere, nothing could be installed."""
+    wanted = [Requirement(line) for line in PROJECT["dependencies"]]
+    place = {"sys_platform": system, "platform_machine": machine}
+    names = {each.name for each in wanted if each.marker is None or each.marker.evaluate(place)}
+    assert ("constriction" in names) == has_wheels
+    assert {"numpy", "onnxruntime", "pillow"} <= names
+
+
 def test_the_two_packages_of_onnx_runtime_never_meet() -> None:
     """They share a folder, and whichever is installed last breaks the other."""
     assert names_of(EXTRAS["gpu"]) == {"onnxruntime-gpu"}

@@ -1,6 +1,6 @@
 """The range coder: its rate, one payload for one sequence of tokens, the arithmetic of the format page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pqmim import plain_range_coder, range_coding
 from pqmim.errors import DamagedFileError
 from pqmim.range_coding import PRECISION, PrefixReader, TokenReader, TokenWriter
 
@@ -18,6 +19,17 @@ TOTAL = 1 << PRECISION
 EXAMPLE_FREQUENCIES = np.array([[61440, 4094, 1, 1]] * 2 + [[16384] * 4] * 2, np.int32)
 EXAMPLE_TOKENS = np.array([0, 2, 3, 1])
 EXAMPLE_PAYLOAD = bytes.fromhex("EFFEDF")
+
+
+@pytest.fixture(params=["constriction", "plain"], autouse=True, scope="module")
+def range_coder(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both range coders, which do the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setattr(range_coding, "_queue", plain_range_coder)
+        else:
+            assert range_coding.__dict__["_queue"] is not plain_range_coder
+        yield
 
 
 def decode_as_the_format_page_says(
@@ -101,6 +113,32 @@ def test_example_of_the_format_page() -> None:
         assert f"| `{offset:X}` | `{width:X}` | {quotient} | {token} |" in FORMAT_PAGE
     for row in EXAMPLE_FREQUENCIES.tolist():
         assert ", ".join(map(str, left_of(row))) in " ".join(FORMAT_PAGE.split())
+
+
+@pytest.mark.parametrize("size", [2, 5, 300])
+def test_both_range_coders_write_the_same(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(size)
+    frequencies = random_frequencies(rng, 3000, size)
+    tokens = random_tokens(rng, frequencies)
+    payload = write(frequencies, tokens)
+    monkeypatch.setattr(range_coding, "_queue", plain_range_coder)
+    assert write(frequencies, tokens) == payload
+
+
+def test_a_carry_through_many_words() -> None:
+    # The intervals of these tokens have one half in them: they begin at 0.01111... in binary.
+    frequencies = random_frequencies(np.random.default_rng(0), 300, 8)
+    around_half = PrefixReader(b"\x80" + bytes(200)).code(frequencies)
+    assert len(around_half) == len(frequencies)
+    count = 0
+    for place in np.flatnonzero(around_half < 7):
+        tokens = around_half[: place + 1].copy()
+        tokens[-1] += 1  # beyond one half
+        payload = write(frequencies[: place + 1], tokens)
+        assert payload[0] >= 0x80
+        assert (TokenReader(payload).code(frequencies[: place + 1]) == tokens).all()
+        count += len(payload) > 16
+    assert count > 100
 
 
 def test_partial_example_of_the_format_page() -> None:
