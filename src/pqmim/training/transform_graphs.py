@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
@@ -31,7 +32,7 @@ from pqmim.training.integer_layers import (
     RoundedRectifier,
     Rounding,
 )
-from pqmim.training.vjp import differentiate, pixel_unshuffle
+from pqmim.training.vjp import described_value, differentiate, pixel_unshuffle
 
 LATENT = ("rows", "columns")
 PICTURE = ("height", "width")
@@ -71,7 +72,23 @@ def synthesis_graphs(synthesis: Synthesis) -> dict[str, Graph]:
     through = TransformTracer(SYNTHESIS_PREFIX)
     through.trace(synthesis, "z", (latent[2][1], 2, 3), output="picture")
     forward, vjp = differentiate(through.build([latent], [picture]))
+    if synthesis.config.integer_blocks:
+        forward = _rounded_forward(synthesis, forward)
     return {"synthesis": plain.build([latent], [rgb]), "synthesis_forward": forward, "synthesis_vjp": vjp}
+
+
+def _rounded_forward(synthesis: Synthesis, forward: Graph) -> Graph:
+    """The same outputs as those of a forward graph without rounding, with it: several times as fast.
+
+    What is saved is where rectifiers let something through, from the last one to the first.
+    """
+    graph = onnx.load_from_string(forward.model).graph
+    described = [described_value(value) for value in graph.output]
+    tracer = TransformTracer(SYNTHESIS_PREFIX, is_rounded=True)
+    tracer.trace(synthesis, "z", (synthesis.config.latent_channels, 2, 3), output=described[0][0])
+    for (name, *_), passing in zip(described[1:], reversed(tracer.passing), strict=True):
+        tracer.op("Identity", passing, output=name)
+    return tracer.build([_latent(synthesis.config)], described)
 
 
 def _latent(config: TransformConfig) -> tuple[str, type, tuple[int, int, str, str]]:
@@ -97,6 +114,8 @@ class TransformTracer(GraphBuilder):
         super().__init__()
         self._prefix = prefix
         self.is_rounded = is_rounded
+        self.passing: list[str] = []
+        """What rounded rectifiers let through, bool."""
 
     @torch.no_grad()
     def trace(self, module: nn.Module, x: str, shape: tuple[int, ...], *, output: str | None = None) -> str:
@@ -141,14 +160,17 @@ class TransformTracer(GraphBuilder):
         tensor = self._prefix + name
         return self.cast(self.weight(tensor, tensor, tuple(parameter.shape), np.float16), np.float32)
 
-    def rounded(self, x: str, step: str, zero: str, axis: int = 0) -> str:
+    def rounded(self, x: str, step: str, zero: str, axis: int = 0, *, is_rectified: bool = False) -> str:
         """Float32 values rounded to multiples of a step, by the operators that ONNX Runtime makes integers of.
 
         Args:
             step: float32, () or, along `axis`, (n,).
             zero: what stands for zero, of the type of the integers; of the shape of the step.
+            is_rectified: nothing is negative.
         """
         integers = self.op("QuantizeLinear", x, step, zero, axis=axis)
+        if is_rectified:
+            self.passing.append(self.cast(integers, np.bool_))
         return self.op("DequantizeLinear", integers, step, zero, axis=axis)
 
     def multiples(self, x: str, unit: str) -> str:
@@ -253,7 +275,9 @@ def _step(tracer: TransformTracer, node: fx.Node) -> str:
 
 def _rounding(tracer: TransformTracer, node: fx.Node, x: str, module: Rounding) -> str:
     if tracer.is_rounded:
-        return tracer.rounded(x, _step(tracer, node), tracer.constant(-module.lowest, np.uint8))
+        is_rectified = isinstance(module, RoundedRectifier)
+        zero = tracer.constant(-module.lowest, np.uint8)
+        return tracer.rounded(x, _step(tracer, node), zero, is_rectified=is_rectified)
     return tracer.op("Relu", x) if isinstance(module, RoundedRectifier) else x
 
 

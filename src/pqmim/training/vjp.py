@@ -81,9 +81,9 @@ class _Reverse:
         self.builder.op("Identity", self._sum(gradients[self._source.name]), output=result)
         model = self._forward_with_outputs()
         shapes = {value.name: value for value in [*model.graph.input, *model.graph.output]}
-        inputs = [_described(shapes[self._target.name], "gradient")]
-        inputs += [_described(shapes[name]) for name in self._saved.values()]
-        vjp = self.builder.build(inputs, [_described(shapes[self._source.name], result)])
+        inputs = [described_value(shapes[self._target.name], "gradient")]
+        inputs += [described_value(shapes[name]) for name in self._saved.values()]
+        vjp = self.builder.build(inputs, [described_value(shapes[self._source.name], result)])
         return Graph(model.SerializeToString(), self._weights), vjp
 
     def _sum(self, terms: list[str]) -> str:
@@ -166,7 +166,7 @@ def _value_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     return shapes
 
 
-def _described(value: onnx.ValueInfoProto, name: str = "") -> tuple[str, np.dtype, list[int | str]]:
+def described_value(value: onnx.ValueInfoProto, name: str = "") -> tuple[str, np.dtype, list[int | str]]:
     """Name, type and shape of a value."""
     tensor = value.type.tensor_type
     shape = [side.dim_value or side.dim_param for side in tensor.shape.dim]
