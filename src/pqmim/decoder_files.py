@@ -61,6 +61,11 @@ class DecoderFile(NetworkFile):
     realism: float | None = None
     faithful_decoder: DecoderFile | None = None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether its sums of products are exact, so that its pictures are the same on every CPU."""
+        return bool(self.config.integer_blocks)
+
 
 @dataclass(frozen=True)
 class DecoderEntry:

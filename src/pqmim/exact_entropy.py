@@ -234,16 +234,15 @@ class ExactEntropyModel:
     def frequency_blocks(
         self, head: Activations | None, level: int, first: int, blocks: Sequence[tuple[slice, slice]]
     ) -> Iterator[NDArray[np.int32]]:
-        """`frequencies` of parts of a head, given as sub-quantizers (that have equally many codewords) and positions;
-        computed ahead where threads are.
+        """`frequencies` of parts of a head, given as sub-quantizers (that have equally many codewords) and positions.
 
-        Without a head they are those of the first step.
+        Without a head they are those of the first step. They are small: other threads that computed them ahead would
+        hold up the one that codes by more than they save.
         """
         if head is None:
             for rows, columns in blocks:
                 static = self.static_frequencies(level, first + rows.start, rows.stop - rows.start)
                 yield np.repeat(static[:, None], columns.stop - columns.start, axis=1)
             return
-        yield from self._workers.map(
-            lambda block: self.frequencies(np.ascontiguousarray(head[block]), level, first + block[0].start), blocks
-        )
+        for rows, columns in blocks:
+            yield self.frequencies(np.ascontiguousarray(head[rows, columns]), level, first + rows.start)

@@ -236,7 +236,7 @@ class ExactLayers:
                 mixed[rows] = self._parts.attend(layer, y.reshape(*at.shape, width), here, bias, mask)
 
         chunk = max(1, CHUNK_ROWS // max(num_queries, num_keys))
-        self._workers.run(attend, self._workers.chunks(len(windows.positions), chunk))
+        self._workers.run_chunks(attend, len(windows.positions), chunk)
         window_of, place = np.divmod(windows.place_of[positions], len(windows.order))
         place_of = window_of * num_queries + place - begin
         return lambda part: mixed[place_of[part]]
@@ -348,4 +348,4 @@ class ExactLayers:
         return head
 
     def _in_chunks(self, function: Callable[[slice], None], count: int) -> None:
-        self._workers.run(function, self._workers.chunks(count, CHUNK_ROWS))
+        self._workers.run_chunks(function, count, CHUNK_ROWS)

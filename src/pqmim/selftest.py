@@ -2,7 +2,7 @@
 
 The package holds a few small files, and `golden.json` with the SHA-256 of the token grid of each. They are
 decoded with every kernel that claims to be exact here; one differing token would change a hash. So would one sample of
-their pictures by a decoder whose sums are exact.
+their pictures by the decoders whose sums are exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pqmim.codec import Codec
-from pqmim.decoder_files import find_decoder, load_decoder
+from pqmim.decoder_files import DecoderFile, decoders_beside, find_decoder, load_decoder
 from pqmim.entropy_kernels import exact_kernels
 from pqmim.errors import BitstreamError, ModelError
 from pqmim.model_files import find_model, load_model
@@ -26,8 +26,6 @@ from pqmim.runtime import resolve_device
 
 GOLDEN = Path(str(resources.files("pqmim") / "golden"))
 """Folder of the golden files; `benchmarks/make_golden.py` writes it."""
-EXACT_DECODER = "fast"
-"""Decoder whose pictures are the same on every CPU."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ def read_golden() -> dict[str, dict[str, Any]]:
 
     Keys: `model` and `decoder`, names of those that it was made with; `tokens`, SHA-256 (hex) as of `Codec.token_hash`;
     `width` and `height` in pixels; `alpha`, SHA-256 of the alpha channel's bytes or null; `thumbnail`, 8 x 8 RGB
-    averages of the pixels that the decoder makes, as a flat list; `picture`, SHA-256 of the pixels that `EXACT_DECODER`
-    makes.
+    averages of the pixels that the decoder makes, as a flat list; `pictures`, SHA-256 of the pixels that each decoder
+    whose sums are exact makes, by its name.
 
     Raises:
         ModelError: the package lacks them.
@@ -87,10 +85,16 @@ def run(device: str = "auto") -> Iterator[Check]:
                     error = _problem_of(file, "tokens", codec.token_hash, facts["tokens"])
                     yield Check(f"{file} ({place}, {codec.kernel})", error)
         if Device.CPU in places:
-            codec = Codec(model, load_decoder(find_decoder(EXACT_DECODER, path)), Device.CPU)
-            for file, facts in files.items():
-                error = _problem_of(file, "pixels", partial(picture_hash, codec), facts["picture"])
-                yield Check(f"{file} ({Device.CPU}, picture by {EXACT_DECODER})", error)
+            for exact in exact_decoders(path):
+                codec = Codec(model, exact, Device.CPU)
+                for file, facts in files.items():
+                    error = _problem_of(file, "pixels", partial(picture_hash, codec), facts["pictures"][exact.name])
+                    yield Check(f"{file} ({Device.CPU}, picture by {exact.name})", error)
+
+
+def exact_decoders(model: Path) -> list[DecoderFile]:
+    """Decoders in the folder of a token model's file whose pictures are the same on every CPU."""
+    return [decoder for entry in decoders_beside(model) if (decoder := load_decoder(entry.path)).is_exact]
 
 
 def picture_hash(codec: Codec, data: bytes) -> str:

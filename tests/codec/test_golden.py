@@ -13,7 +13,7 @@ from pqmim.codec import Codec, load_codec
 from pqmim.entropy_kernels import exact_kernels
 from pqmim.model_files import find_model, load_model
 from pqmim.runtime import Session
-from pqmim.selftest import EXACT_DECODER, GOLDEN, picture_hash, read_golden, run
+from pqmim.selftest import GOLDEN, exact_decoders, picture_hash, read_golden, run
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,13 @@ def test_tokens_with_every_kernel_and_pictures(golden: dict[str, dict[str, Any]]
     kernels = {"photo": exact_kernels(load_model(find_model("photo")))}
     checks = list(run("cpu"))
     assert [check for check in checks if check.error] == []
-    assert len(checks) == sum(len(kernels[facts["model"]]) + 1 for facts in golden.values())
+    assert len(checks) == sum(len(kernels[facts["model"]]) + len(facts["pictures"]) for facts in golden.values())
+
+
+def test_pictures_of_every_shipped_decoder_are_known(golden: dict[str, dict[str, Any]]) -> None:
+    names = {decoder.name for decoder in exact_decoders(find_model("photo"))}
+    assert names == {"fast", "fine", "vivid"}
+    assert all(facts["pictures"].keys() == names for facts in golden.values())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -47,13 +53,14 @@ def test_tokens_with_any_number_of_threads(golden: dict[str, dict[str, Any]], th
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("level", ["extended", "all"])
+@pytest.mark.parametrize("decoder", ["fast", "fine", "vivid"])
 def test_pictures_do_not_depend_on_the_order_of_sums(
-    golden: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, threads: int, level: str
+    golden: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, threads: int, level: str, decoder: str
 ) -> None:
     monkeypatch.setattr(transforms, "Session", partial(session_at, level))
-    codec = load_codec("photo", EXACT_DECODER, device="cpu", threads=threads)
+    codec = load_codec("photo", decoder, device="cpu", threads=threads)
     for name in ("fast-crop-q60.pqm", "fast-crop-q100.pqm", "fine-crop-q25.pqm"):
-        assert picture_hash(codec, (GOLDEN / name).read_bytes()) == golden[name]["picture"], name
+        assert picture_hash(codec, (GOLDEN / name).read_bytes()) == golden[name]["pictures"][decoder], name
 
 
 def session_at(own_level: str, *arguments: Any, level: str, **options: Any) -> Session:

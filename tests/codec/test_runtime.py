@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pqmim.decoder_files import DecoderFile, load_decoder
 from pqmim.errors import ConfigError, ModelError
 from pqmim.model_files import MODEL_FILE, Graph, ModelFile, load_model
 from pqmim.options import Device
-from pqmim.runtime import MAX_THREADS, Session, Workers, default_threads, providers_of, resolve_device
+from pqmim.runtime import FEW_CHUNKS, MAX_THREADS, Session, Workers, default_threads, providers_of, resolve_device
 
 
 @pytest.fixture(scope="module")
@@ -154,22 +154,6 @@ def test_files_may_be_renamed_read_only_or_in_memory(tiny_model: Path, decoder: 
 # -- workers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_results_come_in_the_order_of_the_items(threads: int) -> None:
-    workers = Workers(threads)
-    later = threading.Event()
-
-    def work(item: int) -> int:
-        if item == 0 and threads > 1:
-            assert later.wait(30)  # the first is done last
-        if item == 1:
-            later.set()
-        return item**2
-
-    assert list(workers.map(work, range(20))) == [item**2 for item in range(20)]
-    assert list(workers.map(work, [])) == []
-
-
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_work_is_done_by_as_many_threads(threads: int) -> None:
     workers = Workers(threads)
@@ -185,21 +169,6 @@ def test_work_is_done_by_as_many_threads(threads: int) -> None:
     assert (threading.get_ident() in used) == (threads == 1)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
-def test_only_a_few_items_are_worked_on_ahead(threads: int) -> None:
-    taken = 0
-
-    def items() -> Iterator[int]:
-        nonlocal taken
-        for item in range(100):
-            taken += 1
-            yield item
-
-    for index, _ in enumerate(Workers(threads).map(lambda item: item, items()), 1):
-        ahead = 0 if threads == 1 else threads
-        assert index <= taken <= index + ahead
-
-
 @pytest.mark.parametrize("threads", [1, 3])
 def test_what_is_raised_reaches_the_caller_and_the_workers_go_on(threads: int) -> None:
     workers = Workers(threads)
@@ -213,10 +182,6 @@ def test_what_is_raised_reaches_the_caller_and_the_workers_go_on(threads: int) -
             workers.run(work, range(10))
     with pytest.raises(ValueError, match="item 3"):
         workers.run(work, [3])
-    results = workers.map(lambda item: 6 // (3 - item), range(9))
-    assert [next(results) for _ in range(3)] == [2, 3, 6]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
     done: list[int] = []
     workers.run(done.append, range(10))
     assert sorted(done) == list(range(10))
@@ -231,9 +196,10 @@ def test_one_item_is_done_by_the_caller(threads: int) -> None:
 
 def test_several_callers_share_the_workers() -> None:
     workers = Workers(2)
+    done: list[list[int]] = [[] for _ in range(20)]
     with ThreadPoolExecutor(4) as executor:
-        found = executor.map(lambda seed: list(workers.map(lambda item: item + seed, range(50))), range(20))
-        assert list(found) == [[item + seed for item in range(50)] for seed in range(20)]
+        list(executor.map(lambda seed: workers.run(done[seed].append, range(50)), range(20)))
+    assert [sorted(items) for items in done] == [list(range(50))] * 20
 
 
 @given(st.integers(0, 5000), st.integers(1, 600), st.integers(1, 9))
@@ -250,6 +216,20 @@ def test_chunks(count: int, size: int, threads: int) -> None:
         assert max(lengths) - min(lengths) <= 1
         assert len(chunks) == 1 if count <= size else len(chunks) % threads == 0 or len(chunks) == count
         assert len(chunks) < count / size + threads + 1
+
+
+@pytest.mark.parametrize("num_chunks", [1, FEW_CHUNKS - 1, FEW_CHUNKS, 100])
+def test_few_chunks_are_done_by_the_caller(num_chunks: int) -> None:
+    rows: list[int] = []
+    used: set[int] = set()
+
+    def work(chunk: slice) -> None:
+        rows.extend(range(chunk.start, chunk.stop))
+        used.add(threading.get_ident())
+
+    Workers(num_chunks).run_chunks(work, 7 * num_chunks, 7)
+    assert sorted(rows) == list(range(7 * num_chunks))
+    assert (used == {threading.get_ident()}) == (num_chunks < FEW_CHUNKS)
 
 
 # -- threads and devices --------------------------------------------------------------------------------------------

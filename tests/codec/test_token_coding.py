@@ -107,11 +107,13 @@ def test_every_kernel_writes_and_reads_the_same() -> None:
 def test_threads_write_and_read_the_same(
     model: ExactEntropyModel, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where coding ends while frequencies are computed ahead."""
+    """Also where coding ends in the middle."""
     tokens = random_tokens(9, 8, 5)
     payload = written(model, tokens)
     part = code_tokens(model, PrefixReader(payload[:50]), 9, 8, 1)
     monkeypatch.setattr("pqmim.token_coding.CHUNK_FREQUENCIES", 10)
+    monkeypatch.setattr("pqmim.exact_layers.CHUNK_ROWS", 8)
+    monkeypatch.setattr("pqmim.runtime.FEW_CHUNKS", 1)
     several = exact_model(threads=threads)
     assert written(several, tokens) == payload
     assert np.array_equal(read(several, payload, 9, 8), tokens)
