@@ -40,6 +40,8 @@ PRIOR_POSITIONS = 16
 """Positions that a static prior counts for beside those of a picture."""
 FEW_CODEWORDS = 12
 """Up to so many costs are compared one after the other, for all positions at once, which is faster."""
+FEW_POSITIONS = 1 << 13
+"""For fewer of them one thread chooses tokens: of two it takes 0.6 of the time at 1,536, as much at 6,144."""
 
 Latent = NDArray[np.float32]
 """(1, D, h, w)."""
@@ -199,8 +201,12 @@ class ProductQuantizer:
             costs += w[0] * bits if is_uniform else w * bits
             tokens[m] = index_of_least(costs)
 
-        if len(w):
-            self._workers.run(assign, np.flatnonzero(sizes > 1).tolist())
+        wanted = np.flatnonzero(sizes > 1).tolist() if len(w) else []
+        if len(w) < FEW_POSITIONS:
+            for m in wanted:
+                assign(m)
+        else:
+            self._workers.run(assign, wanted)
         return tokens
 
     def dequantize(self, tokens: Tokens, level: int, known: NDArray[np.bool_] | None = None) -> Latent:

@@ -130,7 +130,8 @@ def test_choice_with_a_trade_off_per_position(quantizer: ProductQuantizer) -> No
     assert np.array_equal(split[:, 1], assigned(quantizer, z, 1.5, 2)[:, 1])
 
 
-def test_threads_choose_the_same() -> None:
+def test_threads_choose_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pqmim.quantizer.FEW_POSITIONS", 1)
     z = latent(3, 20, 20)
     tokens = [assigned(random_quantizer(threads), z, 0.7, 1) for threads in (1, 2, 4)]
     assert all(np.array_equal(found, tokens[0]) for found in tokens)
