@@ -26,9 +26,10 @@ from PIL import Image
 from pqmim import load_codec
 from pqmim.bitstream import truncate
 from pqmim.codec import Codec
+from pqmim.decoder_files import decoders_beside, load_decoder
 from pqmim.model_files import find_model, load_model
 from pqmim.options import Device
-from pqmim.selftest import GOLDEN, exact_decoders, picture_hash, read_golden
+from pqmim.selftest import GOLDEN, picture_hash, read_golden
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,7 +87,8 @@ def by_numpy(decoder: str) -> Codec:
 def by_exact_decoders() -> tuple[Codec, ...]:
     """Codecs whose pictures are the same on every CPU."""
     path = find_model("photo")
-    return tuple(Codec(load_model(path), decoder, Device.CPU) for decoder in exact_decoders(path))
+    decoders = (load_decoder(entry.path) for entry in decoders_beside(path))
+    return tuple(Codec(load_model(path), decoder, Device.CPU) for decoder in decoders if decoder.is_exact)
 
 
 def main() -> None:

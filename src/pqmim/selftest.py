@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pqmim.codec import Codec
-from pqmim.decoder_files import DecoderFile, decoders_beside, find_decoder, load_decoder
+from pqmim.decoder_files import find_decoder, load_decoder
 from pqmim.entropy_kernels import exact_kernels
 from pqmim.errors import BitstreamError, ModelError
 from pqmim.model_files import find_model, load_model
@@ -85,16 +85,11 @@ def run(device: str = "auto") -> Iterator[Check]:
                     error = _problem_of(file, "tokens", codec.token_hash, facts["tokens"])
                     yield Check(f"{file} ({place}, {codec.kernel})", error)
         if Device.CPU in places:
-            for exact in exact_decoders(path):
-                codec = Codec(model, exact, Device.CPU)
+            for decoder_name in sorted({each for facts in files.values() for each in facts["pictures"]}):
+                codec = Codec(model, load_decoder(find_decoder(decoder_name, path)), Device.CPU)
                 for file, facts in files.items():
-                    error = _problem_of(file, "pixels", partial(picture_hash, codec), facts["pictures"][exact.name])
-                    yield Check(f"{file} ({Device.CPU}, picture by {exact.name})", error)
-
-
-def exact_decoders(model: Path) -> list[DecoderFile]:
-    """Decoders in the folder of a token model's file whose pictures are the same on every CPU."""
-    return [decoder for entry in decoders_beside(model) if (decoder := load_decoder(entry.path)).is_exact]
+                    error = _problem_of(file, "pixels", partial(picture_hash, codec), facts["pictures"][decoder_name])
+                    yield Check(f"{file} ({Device.CPU}, picture by {decoder_name})", error)
 
 
 def picture_hash(codec: Codec, data: bytes) -> str:
